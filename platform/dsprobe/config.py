@@ -7,7 +7,7 @@ registry when the plan is resolved.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -127,6 +127,32 @@ class DecodingConfig(Strict):
     """Bound on steps granted to rows that a guardrail re-masked."""
 
 
+UNGUARDED: Final = "none"
+"""Label of the condition without interventions."""
+
+
+class GuardrailConfig(Strict):
+    """Guardrails that act together, in the order listed; ``none`` stands for no intervention."""
+
+    name: str = Field(default=UNGUARDED, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Label in results."""
+    stack: tuple[Spec, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _label_tells_whether_guarded(self) -> GuardrailConfig:
+        if (self.name == UNGUARDED) != (not self.stack):
+            raise ConfigError(
+                f"guardrail `{self.name}`: only `{UNGUARDED}` has an empty stack; list what acts, e.g. "
+                "`{name: late, stack: [{name: renoise, window: late}]}`."
+            )
+        return self
+
+
 class RiskConfig(Strict):
     """In-loop risk."""
 
@@ -183,7 +209,7 @@ class OutputConfig(Strict):
 
 
 class RunConfig(Strict):
-    """One experiment: prompts × attacks × models × decodings, every step recorded."""
+    """One experiment: prompts × attacks × models × decodings × guardrails, every step recorded."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(default=0, ge=0)
@@ -193,6 +219,7 @@ class RunConfig(Strict):
     prompts: tuple[PromptsConfig, ...] = Field(min_length=1)
     attacks: tuple[Spec, ...] = (Spec(name="direct"),)
     decodings: tuple[DecodingConfig, ...] = (DecodingConfig(),)
+    guardrails: tuple[GuardrailConfig, ...] = Field(default=(GuardrailConfig(),), min_length=1)
     risk: RiskConfig = RiskConfig()
     judges: tuple[Spec, ...] = ()
     recording: RecordingConfig = RecordingConfig()
@@ -206,6 +233,7 @@ class RunConfig(Strict):
             "prompts": [p.key for p in self.prompts],
             "attacks": [a.key for a in self.attacks],
             "decodings": [d.name for d in self.decodings],
+            "guardrails": [g.name for g in self.guardrails],
             "judges": [j.key for j in self.judges],
         }.items():
             twice = sorted({key for key in keys if keys.count(key) > 1})

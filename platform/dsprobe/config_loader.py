@@ -13,13 +13,13 @@ from typing import Any, Final, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from dsprobe.config import ModelConfig, RunConfig, Spec
+from dsprobe.config import GuardrailConfig, ModelConfig, RunConfig, Spec
 from dsprobe.errors import ConfigError, unknown_name
 from dsprobe.strict_yaml import parse_yaml
 
 ENVIRONMENT_PREFIX: Final = "DSPROBE_"
 
-_BY_NAME: Final = (ModelConfig, Spec)
+_BY_NAME: Final = (GuardrailConfig, ModelConfig, Spec)
 """Classes that a bare text stands for: ``direct`` is ``{name: direct}``."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from dsprobe.decoding.canvas import Canvas
@@ -19,10 +20,14 @@ class StepContext:
     """One denoising step, filled in as the step proceeds. N entries are the masked positions with logits."""
 
     step: int
-    """0-based step number, counted forward."""
+    """0-based number of the loop's turn. Rows of a forked batch are at different steps: use `step_B`."""
+    step_B: Tensor
+    """1-based number of the row's own step; where a row is not running, the last one it took."""
     canvas: Canvas
     running_B: Tensor
     """True for rows that take this step."""
+    passes_B: Tensor
+    """Forward passes spent on each row in this step; a hook that runs the model adds its own."""
     row_N: Tensor
     position_N: Tensor
     logits_NV: Tensor
@@ -31,8 +36,8 @@ class StepContext:
     """Statistics of the model's distribution, taken before hooks edit the logits."""
     hidden_BLD: Tensor
     """Hidden states aligned to the position they predict, after guidance."""
-    edited: bool = False
-    """True when a hook has replaced `logits_NV`, so that `statistics` no longer describe it."""
+    edited_N: Tensor | None = None
+    """True where a hook has changed `logits_NV`, so that `statistics` no longer describe it; `None` for nowhere."""
     score_BL: Tensor = field(init=False)
     """Ordering score, −inf where not a candidate."""
     token_BL: Tensor = field(init=False)
@@ -45,6 +50,33 @@ class StepContext:
     """Canvas right after the commits, before `on_canvas`."""
     action_B: Tensor = field(init=False)
     """Bit flags of what hooks did (`dsprobe.decoding.records`)."""
+    logged_greedy_BL: Tensor | None = None
+    """Set where a logged step is entered again without a forward pass; see `predicted_BL`."""
+    logged_pooled_BD: Tensor | None = None
+    """Likewise; see `pooled_BD`."""
+
+    @property
+    def greedy_BL(self) -> Tensor:
+        """The canvas before the step with every mask that has logits filled by its most probable token."""
+        if self.logged_greedy_BL is None:
+            at = (self.row_N, self.position_N)
+            self.logged_greedy_BL = self.before_BL.index_put(at, self.statistics.argmax_N)
+        return self.logged_greedy_BL
+
+    @property
+    def predicted_BL(self) -> Tensor:
+        """The predicted view x̂_s: the canvas as it is now, its masks filled greedily (`StatisticsNeeds.all_masks`)."""
+        masked_BL = self.canvas.tokens_BL == self.canvas.mask_token_id
+        return torch.where(masked_BL, self.greedy_BL, self.canvas.tokens_BL)
+
+    @property
+    def pooled_BD(self) -> Tensor:
+        """Mean hidden state over the response positions of each row, float32 ``[B, D]``."""
+        if self.logged_pooled_BD is None:
+            weight_BL = self.canvas.response_BL.float()
+            total_BD = torch.einsum("bld,bl->bd", self.hidden_BLD.float(), weight_BL)
+            self.logged_pooled_BD = total_BD / weight_BL.sum(dim=1, keepdim=True).clamp_min(1)
+        return self.logged_pooled_BD
 
 
 class Hook:

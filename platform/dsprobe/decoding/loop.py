@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dsprobe.decoding.canvas import Canvas
 from dsprobe.decoding.hooks import Hook, StepContext
-from dsprobe.decoding.policy import Policy
+from dsprobe.decoding.policy import Policy, SchedulePolicy
 from dsprobe.decoding.records import ACTION_NONE, ACTION_REMASK, ACTION_REWRITE, ACTION_VETO
 from dsprobe.decoding.vocabulary import PreviousStep, VocabularyStatistics, vocabulary_statistics
 from dsprobe.models.base import DiffusionModel
@@ -32,6 +32,30 @@ class StatisticsNeeds:
     kl: bool = False
     kl_from_hidden: bool = False
     """Recompute previous logits from previous hidden states instead of keeping them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reentry:
+    """Where rows enter a logged trajectory again: right after a step's commits, before `Hook.on_canvas`.
+
+    Rows may be at different steps. With the initial canvas this is all that the rest of a trajectory depends on, so
+    the loop goes on as if it had never stopped (`dsprobe.forking`).
+    """
+
+    initial_BL: Tensor
+    """Initial canvas of each row."""
+    committed_BL: Tensor
+    """Canvas right after the commits of the entered step."""
+    greedy_BL: Tensor
+    """Greedy tokens of the entered step (`StepContext.greedy_BL`); the committed canvas where not logged."""
+    pooled_BD: Tensor | None
+    """Pooled hidden state of the entered step, where logged."""
+    policy_BC: Tensor
+    """`SchedulePolicy.row_state` before the step was counted."""
+    step_B: Tensor
+    """1-based number of the entered step."""
+    passes_B: Tensor
+    """Forward passes spent so far, the entered step included."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +79,7 @@ def denoise(
     *,
     hooks: Sequence[Hook] = (),
     needs: StatisticsNeeds = StatisticsNeeds(),
+    reentry: Reentry | None = None,
 ) -> DenoiseOutput:
     """Denoise a batch of canvases until no row has a mask left.
 
@@ -64,26 +89,33 @@ def denoise(
         policy: Decides what is committed when.
         hooks: Called at every joint of a step, in this order.
         needs: What hooks (the recorder) expect of `StepContext.statistics`.
+        reentry: Enter logged trajectories in the middle of a step instead of starting from `canvas`, which must then
+            hold the initial tokens. Needs a `SchedulePolicy`. Hooks that keep state per row restore it themselves in
+            `on_init`.
 
     Returns:
-        The final canvas and the work it took.
+        The final canvas and the work it took, that of the logged steps included.
     """
     for hook in hooks:
         hook.on_init(canvas)
     known_BL = canvas.tokens_BL != canvas.mask_token_id
     policy.begin(canvas)
     output = _start_output(canvas)
+    if reentry is not None:
+        _reenter(canvas, policy, hooks, reentry, output)
     memory = _PreviousDistributions(model, needs)
     step = 0
     while bool((running_B := policy.running(canvas)).any()):
         hidden_BLD = _guided_hidden(model, canvas, known_BL, policy.cfg_scale)
         for hook in hooks:
             hidden_BLD = hook.on_hidden(canvas, hidden_BLD)
+        output.num_steps_B = output.num_steps_B + running_B
         context = _open_step(model, canvas, policy, running_B, hidden_BLD, step, needs, memory)
+        context.step_B = output.num_steps_B
         _decide(context, policy, hooks)
+        policy.commit(context)
         _apply(context, policy, hooks)
-        output.num_steps_B += running_B
-        output.forward_passes_B += running_B * (2 if policy.cfg_scale > 0 else 1)
+        output.forward_passes_B = output.forward_passes_B + context.passes_B
         output.margin_B = torch.minimum(output.margin_B, policy.margin(context))
         step += 1
     return output
@@ -150,6 +182,46 @@ def _no_logits(slot_R: Tensor) -> Tensor:
     return torch.zeros(1, device=slot_R.device)
 
 
+_NO_STATISTICS = VocabularyStatistics(
+    top_logprobs_NK=torch.zeros(0, 2),
+    top_tokens_NK=torch.zeros(0, 2, dtype=torch.long),
+    logsumexp_N=torch.zeros(0),
+    entropy_N=None,
+    kl_N=None,
+)
+"""Of a step that is entered after its decisions: no distribution is known any more."""
+
+
+def _reenter(
+    canvas: Canvas, policy: Policy, hooks: Sequence[Hook], reentry: Reentry, output: DenoiseOutput
+) -> None:
+    """Do the part of a logged step that needs no model: `on_canvas`, the count, and the step's end."""
+    if not isinstance(policy, SchedulePolicy):
+        raise TypeError(f"{type(policy).__name__} cannot enter a trajectory in its middle; SchedulePolicy can.")
+    policy.restore(reentry.policy_BC)
+    canvas.tokens_BL = reentry.committed_BL.clone()
+    output.num_steps_B, output.forward_passes_B = reentry.step_B.clone(), reentry.passes_B.clone()
+    nothing = torch.zeros(0, dtype=torch.long, device=canvas.tokens_BL.device)
+    context = StepContext(
+        step=-1,
+        step_B=output.num_steps_B,
+        canvas=canvas,
+        running_B=torch.ones_like(canvas.stopped_B),
+        passes_B=torch.zeros_like(reentry.passes_B),
+        row_N=nothing,
+        position_N=nothing,
+        logits_NV=nothing[:, None].float(),
+        statistics=_NO_STATISTICS,
+        hidden_BLD=nothing[:, None, None].float(),
+        logged_greedy_BL=reentry.greedy_BL,
+        logged_pooled_BD=reentry.pooled_BD,
+    )
+    context.before_BL = context.token_BL = canvas.tokens_BL
+    context.action_B = torch.full_like(canvas.stopped_B, ACTION_NONE, dtype=torch.int8)
+    _apply(context, policy, hooks)
+    output.forward_passes_B = output.forward_passes_B + context.passes_B
+
+
 def _open_step(
     model: DiffusionModel,
     canvas: Canvas,
@@ -176,8 +248,10 @@ def _open_step(
     )
     context = StepContext(
         step=step,
+        step_B=running_B,
         canvas=canvas,
         running_B=running_B,
+        passes_B=running_B * (2 if policy.cfg_scale > 0 else 1),
         row_N=row_N,
         position_N=position_N,
         logits_NV=logits_NV,
@@ -195,7 +269,8 @@ def _decide(context: StepContext, policy: Policy, hooks: Sequence[Hook]) -> None
     logits_NV = context.logits_NV
     for hook in hooks:
         hook.on_logits(context)
-    context.edited = context.logits_NV is not logits_NV
+    if context.logits_NV is not logits_NV:
+        context.edited_N = (context.logits_NV != logits_NV).any(dim=-1)
     policy.propose(context)
     for hook in hooks:
         hook.on_confidence(context)
@@ -208,9 +283,8 @@ def _decide(context: StepContext, policy: Policy, hooks: Sequence[Hook]) -> None
 
 
 def _apply(context: StepContext, policy: Policy, hooks: Sequence[Hook]) -> None:
-    """Write the commits, let hooks change the canvas, note what they did."""
+    """Let hooks change the canvas after the commits, note what they did, and count the step."""
     canvas = context.canvas
-    policy.commit(context)
     context.committed_BL = canvas.tokens_BL
     for hook in hooks:
         hook.on_canvas(context)

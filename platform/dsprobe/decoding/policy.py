@@ -106,6 +106,18 @@ class SchedulePolicy(Policy):
         self._initial_B = torch.zeros_like(self._taken_B)
         self._enter_blocks(canvas)
 
+    def row_state(self) -> Tensor:
+        """Progress of every row, int64 ``[B, 6]``: with the initial canvas, all that the coming steps depend on."""
+        counters = (self._taken_B, self._extra_B, self._current_B, self._step_B, self._steps_B, self._initial_B)
+        return torch.stack(counters, dim=1)
+
+    def restore(self, state_BC: Tensor) -> None:
+        """Put back what `row_state` gave, after `begin` on the rows' initial canvas."""
+        counters = state_BC.unbind(dim=1)
+        self._taken_B, self._extra_B, self._current_B, self._step_B, self._steps_B, self._initial_B = (
+            counter.clone() for counter in counters
+        )
+
     def _base_steps(self) -> Tensor:
         """Step budget of each row's current block when it is entered for the first time."""
         if self.config.steps is None:
@@ -155,7 +167,9 @@ class SchedulePolicy(Policy):
         key_N, taken_N = canvas.random_key_B[row_N], self._taken_B[row_N]
         token_N, processed_NV = self._tokens(context, key_N, taken_N)
         logit_N = context.logits_NV.gather(-1, token_N[:, None])[:, 0].float()
-        logsumexp_N = context.logits_NV.float().logsumexp(dim=-1) if context.edited else context.statistics.logsumexp_N
+        logsumexp_N = context.statistics.logsumexp_N
+        if context.edited_N is not None:  # rows that no hook touched keep their bits, whatever happens beside them
+            logsumexp_N = torch.where(context.edited_N, context.logits_NV.float().logsumexp(dim=-1), logsumexp_N)
         raw_logprob_N = logit_N - logsumexp_N
         score_N = self.ordering.score(
             OrderingInput(
@@ -175,7 +189,9 @@ class SchedulePolicy(Policy):
         """Proposed tokens, and the logits they were drawn from."""
         config = self.config
         if config.temperature == 0:
-            token_N = context.logits_NV.argmax(dim=-1) if context.edited else context.statistics.argmax_N
+            token_N = context.statistics.argmax_N
+            if context.edited_N is not None:
+                token_N = torch.where(context.edited_N, context.logits_NV.argmax(dim=-1), token_N)
             return token_N, context.logits_NV
         processed_NV = filter_logits(context.logits_NV.float(), config.temperature, config.top_p, config.top_k)
         uniform_N = randomness.uniform(key_N, taken_N, context.position_N, randomness.STREAM_TOKEN)

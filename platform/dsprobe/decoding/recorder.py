@@ -101,10 +101,8 @@ class Recorder(Hook):
         """Keep the step."""
         canvas, statistics, planes = context.canvas, context.statistics, self._planes
         at = (context.row_N, context.position_N)
-        token_N = statistics.argmax_N
-        predicted_BL = context.before_BL.index_put(at, token_N)
         masked_BL = canvas.tokens_BL == canvas.mask_token_id
-        planes.predicted.append(torch.where(masked_BL, predicted_BL, canvas.tokens_BL).int())
+        planes.predicted.append(context.predicted_BL.int())
         planes.canvas.append(canvas.tokens_BL.int())
         chosen_N = context.token_BL[at]
         logit_N = context.logits_NV.gather(-1, chosen_N[:, None])[:, 0].float()

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dsprobe.config import DecodingConfig
 from dsprobe.registry import ComponentConfig, Entry, Registry
 
 
@@ -210,3 +211,14 @@ SCHEDULES: Registry[Schedule] = Registry(
         "dilated": Entry("dsprobe.decoding.schedule:DilatedSchedule", "spread positions first (2506.19037)"),
     },
 )
+
+
+def planned_steps(decoding: DecodingConfig) -> int:
+    """Denoising steps of a full reply, extra steps not counted."""
+    if decoding.threshold is not None:
+        return decoding.reply_length
+    if decoding.steps is not None:
+        return decoding.steps
+    block = decoding.block_length or decoding.reply_length
+    schedule = SCHEDULES.build(decoding.schedule.name, decoding.schedule.params)
+    return -(-decoding.reply_length // block) * int(schedule.default_steps(torch.tensor(block)))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-import torch
-
-from dsprobe.config import DecodingConfig
-from dsprobe.decoding.schedule import SCHEDULES
+from dsprobe.decoding.schedule import planned_steps
 from dsprobe.experiment.plan import Plan
 
 BYTES_PER_TRAJECTORY = 1200
@@ -53,14 +50,3 @@ def estimate(plan: Plan) -> Estimate:
         positions = min(rows, recorded) * per_row * decoding.reply_length
         size += rows * (BYTES_PER_TRAJECTORY + per_row * BYTES_PER_STEP) + positions * BYTES_PER_POSITION
     return Estimate(trajectories, steps, passes, size)
-
-
-def planned_steps(decoding: DecodingConfig) -> int:
-    """Denoising steps of a full reply, extra steps not counted."""
-    if decoding.threshold is not None:
-        return decoding.reply_length
-    if decoding.steps is not None:
-        return decoding.steps
-    block = decoding.block_length or decoding.reply_length
-    schedule = SCHEDULES.build(decoding.schedule.name, decoding.schedule.params)
-    return -(-decoding.reply_length // block) * int(schedule.default_steps(torch.tensor(block)))

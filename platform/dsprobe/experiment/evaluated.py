@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dsprobe.config import UNGUARDED
 from dsprobe.decoding.records import TrajectoryBatch
 from dsprobe.prompts.base import Prompt
 
@@ -19,11 +20,13 @@ class Condition:
     prompts: str
     attack: str
     decoding: str
+    guardrail: str = UNGUARDED
 
     @property
     def id(self) -> str:
-        """Readable identity, unique within a run."""
-        return f"{self.model}/{self.prompts}/{self.attack}/{self.decoding}"
+        """Readable identity, unique within a run; the unguarded condition is not named."""
+        parts = [self.model, self.prompts, self.attack, self.decoding]
+        return "/".join(parts if self.guardrail == UNGUARDED else [*parts, self.guardrail])
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,23 +7,26 @@ every unit of work, and loads no model.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from dsprobe.attacks import ATTACKS
-from dsprobe.config import DecodingConfig, ModelConfig, PromptsConfig, RunConfig, Spec
+from dsprobe.config import DecodingConfig, GuardrailConfig, ModelConfig, PromptsConfig, RunConfig, Spec
 from dsprobe.errors import ConfigError, unknown_name
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.experiment.preflight import check_rendering, stand_in
+from dsprobe.guardrails import GUARDRAILS
+from dsprobe.guardrails.build import check_guardrail
 from dsprobe.judges import JUDGES
 from dsprobe.models.checkpoint import CheckpointFacts, inspect_checkpoint
 from dsprobe.prompts.base import PromptSet
 from dsprobe.prompts.load import load_prompts
 from dsprobe.risk import SCORERS
 
-SHARD_FORMAT = 1
+SHARD_FORMAT = 2
 """Bumped when the meaning of a shard's output changes, so that old shards are not taken for new ones."""
 
 
@@ -68,6 +71,10 @@ class Plan:
         """The attack of a condition."""
         return next(a for a in self.config.attacks if a.key == condition.attack)
 
+    def guardrail(self, condition: Condition) -> GuardrailConfig:
+        """The guardrail of a condition."""
+        return next(g for g in self.config.guardrails if g.name == condition.guardrail)
+
     def model(self, condition: Condition) -> ModelConfig:
         """The model of a condition."""
         return next(m for m in self.config.models if m.name == condition.model)
@@ -111,6 +118,8 @@ def _check_components(config: RunConfig) -> None:
     for decoding in config.decodings:
         SCHEDULES.config(decoding.schedule.name, decoding.schedule.params)
         ORDERINGS.config(decoding.ordering.name, decoding.ordering.params)
+        for guardrail in config.guardrails:
+            check_guardrail(guardrail, decoding)
     SCORERS.config(config.risk.scorer.name, config.risk.scorer.params)
     keys = [a.key for a in config.attacks]
     for prompts in config.prompts:
@@ -135,15 +144,22 @@ def _conditions(config: RunConfig, models: dict[str, CheckpointFacts]) -> tuple[
     conditions: list[Condition] = []
     skipped: dict[str, str] = {}
     for model, prompts, attack in _cells(config):
-        supports = ATTACKS.get(attack.name).supports
         kind = models[model.name].kind
         decodings = config.decodings if kind == "diffusion" else config.decodings[:1]
-        for decoding in decodings:
-            condition = Condition(model=model.name, prompts=prompts.key, attack=attack.key, decoding=decoding.name)
-            if kind in supports:
-                conditions.append(condition)
+        for decoding, guardrail in itertools.product(decodings, config.guardrails):
+            condition = Condition(
+                model=model.name,
+                prompts=prompts.key,
+                attack=attack.key,
+                decoding=decoding.name,
+                guardrail=guardrail.name,
+            )
+            unfit = [f"attack `{attack.name}`"] if kind not in ATTACKS.get(attack.name).supports else []
+            unfit += [f"guardrail `{g.name}`" for g in guardrail.stack if kind not in GUARDRAILS.get(g.name).supports]
+            if unfit:
+                skipped[condition.id] = f"{condition.id}: {unfit[0]} is not defined for {kind} models"
             else:
-                skipped[condition.id] = f"{condition.id}: attack `{attack.name}` is not defined for {kind} models"
+                conditions.append(condition)
     return conditions, skipped
 
 
@@ -173,6 +189,7 @@ def _shards(
             "prompts": prompt_set.digest,
             "attack": _one(config.attacks, condition.attack, "key").model_dump(mode="json"),
             "decoding": _one(config.decodings, condition.decoding, "name").model_dump(mode="json"),
+            "guardrail": _one(config.guardrails, condition.guardrail, "name").model_dump(mode="json"),
             "risk": config.risk.model_dump(mode="json"),
             "judges": [judge.model_dump(mode="json") for judge in config.judges],
             "recording": config.recording.model_dump(mode="json"),

@@ -21,6 +21,8 @@ from dsprobe.decoding.recorder import Recorder, statistics_needs
 from dsprobe.decoding.records import RowKey, TrajectoryBatch
 from dsprobe.experiment.evaluated import Condition, EvaluatedBatch
 from dsprobe.experiment.plan import Plan, RowRef, Shard
+from dsprobe.guardrails import Guardrail, Setting
+from dsprobe.guardrails.build import build_guardrails, rewritten
 from dsprobe.judges import JUDGES, Judge, Reply
 from dsprobe.judges.run import judge_all
 from dsprobe.metrics.temporal import first_harmful_step, kl_slope, kl_step_mean, temporal_risk_integral
@@ -51,18 +53,26 @@ class ShardRunner:
         """
         spec = self.plan.attack(shard.condition)
         attack = ATTACKS.build(spec.name, spec.params)
-        for rows, rendered in self._batches(shard, attack):
+        guardrails = self._guardrails(shard.condition)
+        for rows, rendered in self._batches(shard, attack, guardrails):
             prompts = [self._prompt(shard.condition, row) for row in rows]
             keys = [RowKey(prompt.id, row.sample) for prompt, row in zip(prompts, rows, strict=True)]
-            yield self.evaluate(shard.condition, prompts, self._decode(shard.condition, rendered, keys))
+            yield self.evaluate(shard.condition, prompts, self._decode(shard.condition, rendered, keys, guardrails))
+
+    def _guardrails(self, condition: Condition) -> list[Guardrail]:
+        setting = Setting(model=self.model, decoding=self.plan.decoding(condition))
+        return build_guardrails(self.plan.guardrail(condition), setting)
 
     def _prompt(self, condition: Condition, row: RowRef) -> Prompt:
         return self.plan.prompt_sets[condition.prompts].prompts[row.prompt]
 
-    def _batches(self, shard: Shard, attack: Attack) -> Iterator[tuple[list[RowRef], list[Rendered]]]:
+    def _batches(
+        self, shard: Shard, attack: Attack, guardrails: Sequence[Guardrail]
+    ) -> Iterator[tuple[list[RowRef], list[Rendered]]]:
         """Group rows of one canvas length, then cut the groups into batches of fixed sizes."""
         length = self.plan.decoding(shard.condition).reply_length
-        rendered = [attack.render(self._prompt(shard.condition, row), self.model, length) for row in shard.rows]
+        prompts = [rewritten(self._prompt(shard.condition, row), guardrails) for row in shard.rows]
+        rendered = [attack.render(prompt, self.model, length) for prompt in prompts]
         buckets: dict[int, list[int]] = {}
         for index, row in enumerate(rendered):
             buckets.setdefault(bucket_length(len(row.tokens)), []).append(index)
@@ -73,7 +83,13 @@ class ShardRunner:
                 start += size
                 yield [shard.rows[i] for i in part], [rendered[i] for i in part]
 
-    def _decode(self, condition: Condition, rendered: Sequence[Rendered], keys: Sequence[RowKey]) -> TrajectoryBatch:
+    def _decode(
+        self,
+        condition: Condition,
+        rendered: Sequence[Rendered],
+        keys: Sequence[RowKey],
+        guardrails: Sequence[Guardrail],
+    ) -> TrajectoryBatch:
         config, decoding = self.plan.config, self.plan.decoding(condition)
         if self.model.info.kind == "autoregressive":
             causal = cast("CausalModel", self.model)
@@ -85,7 +101,7 @@ class ShardRunner:
         recorder = Recorder(config.recording, model, self.scorer)
         needs = statistics_needs(config.recording, model, int(canvas.masked_BL.sum()))
         policy = SchedulePolicy(decoding, model.info, model.device)
-        return recorder.finish(denoise(model, canvas, policy, hooks=[recorder], needs=needs))
+        return recorder.finish(denoise(model, canvas, policy, hooks=[*guardrails, recorder], needs=needs))
 
     def evaluate(self, condition: Condition, prompts: list[Prompt], batch: TrajectoryBatch) -> EvaluatedBatch:
         """Add texts, verdicts and temporal measures to a batch of trajectories.
