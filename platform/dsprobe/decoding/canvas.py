@@ -8,8 +8,9 @@ model never predicts a row's first token from padding.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from dsprobe.attacks.base import Rendered
 from dsprobe.decoding.records import RowKey
 from dsprobe.errors import ConfigError
 from dsprobe.models.base import ModelInfo
+
+T = TypeVar("T")
 
 LENGTH_BUCKET = 16
 """Canvas lengths are rounded up to a multiple of this, so that a row meets few tensor shapes."""
@@ -124,3 +127,36 @@ def batch_canvases(
         eos_token_id=info.eos_token_ids[0],
         stopped_B=torch.zeros(len(rows), dtype=torch.bool, device=device),
     )
+
+
+def by_width(rows: Sequence[Rendered]) -> list[list[int]]:
+    """Row indices of each canvas length, shortest first: rows of one batch have one length."""
+    widths: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        widths.setdefault(bucket_length(len(row.tokens)), []).append(index)
+    return [indices for _, indices in sorted(widths.items())]
+
+
+def in_batches(items: Sequence[T], limit: int) -> Iterator[Sequence[T]]:
+    """Cut items into batches of `batch_sizes`."""
+    start = 0
+    for size in batch_sizes(len(items), limit):
+        yield items[start : start + size]
+        start += size
+
+
+def batch_sizes(count: int, limit: int) -> list[int]:
+    """Cut a number of rows into batches: as many full ones as fit, then descending powers of two.
+
+    >>> batch_sizes(45, 16)
+    [16, 16, 8, 4, 1]
+    """
+    sizes = [limit] * (count // limit)
+    rest = count % limit
+    power = 1 << max(0, rest.bit_length() - 1)
+    while rest:
+        if power <= rest:
+            sizes.append(power)
+            rest -= power
+        power //= 2
+    return sizes

@@ -96,13 +96,8 @@ def denoise(
     Returns:
         The final canvas and the work it took, that of the logged steps included.
     """
-    for hook in hooks:
-        hook.on_init(canvas)
-    known_BL = canvas.tokens_BL != canvas.mask_token_id
-    policy.begin(canvas)
-    output = _start_output(canvas)
-    if reentry is not None:
-        _reenter(canvas, policy, hooks, reentry, output)
+    output = enter(canvas, policy, hooks, reentry)
+    known_BL = (canvas.tokens_BL if reentry is None else reentry.initial_BL) != canvas.mask_token_id
     memory = _PreviousDistributions(model, needs)
     step = 0
     while bool((running_B := policy.running(canvas)).any()):
@@ -118,6 +113,18 @@ def denoise(
         output.forward_passes_B = output.forward_passes_B + context.passes_B
         output.margin_B = torch.minimum(output.margin_B, policy.margin(context))
         step += 1
+    return output
+
+
+@torch.inference_mode()
+def enter(canvas: Canvas, policy: Policy, hooks: Sequence[Hook], reentry: Reentry | None = None) -> DenoiseOutput:
+    """Get ready for the first step, or do the part of a logged step that needs no model; arguments as in `denoise`."""
+    for hook in hooks:
+        hook.on_init(canvas)
+    policy.begin(canvas)
+    output = _start_output(canvas)
+    if reentry is not None:
+        _reenter(canvas, policy, hooks, reentry, output)
     return output
 
 
@@ -192,9 +199,7 @@ _NO_STATISTICS = VocabularyStatistics(
 """Of a step that is entered after its decisions: no distribution is known any more."""
 
 
-def _reenter(
-    canvas: Canvas, policy: Policy, hooks: Sequence[Hook], reentry: Reentry, output: DenoiseOutput
-) -> None:
+def _reenter(canvas: Canvas, policy: Policy, hooks: Sequence[Hook], reentry: Reentry, output: DenoiseOutput) -> None:
     """Do the part of a logged step that needs no model: `on_canvas`, the count, and the step's end."""
     if not isinstance(policy, SchedulePolicy):
         raise TypeError(f"{type(policy).__name__} cannot enter a trajectory in its middle; SchedulePolicy can.")

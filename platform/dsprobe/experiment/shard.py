@@ -14,7 +14,7 @@ import numpy as np
 from dsprobe.attacks import ATTACKS, Attack
 from dsprobe.attacks.base import Rendered
 from dsprobe.decoding.autoregressive import generate
-from dsprobe.decoding.canvas import batch_canvases, bucket_length
+from dsprobe.decoding.canvas import batch_canvases, by_width, in_batches
 from dsprobe.decoding.loop import denoise
 from dsprobe.decoding.policy import SchedulePolicy
 from dsprobe.decoding.recorder import Recorder, statistics_needs
@@ -73,14 +73,8 @@ class ShardRunner:
         length = self.plan.decoding(shard.condition).reply_length
         prompts = [rewritten(self._prompt(shard.condition, row), guardrails) for row in shard.rows]
         rendered = [attack.render(prompt, self.model, length) for prompt in prompts]
-        buckets: dict[int, list[int]] = {}
-        for index, row in enumerate(rendered):
-            buckets.setdefault(bucket_length(len(row.tokens)), []).append(index)
-        for _, indices in sorted(buckets.items()):
-            start = 0
-            for size in batch_sizes(len(indices), self.plan.config.execution.batch_size):
-                part = indices[start : start + size]
-                start += size
+        for indices in by_width(rendered):
+            for part in in_batches(indices, self.plan.config.execution.batch_size):
                 yield [shard.rows[i] for i in part], [rendered[i] for i in part]
 
     def _decode(
@@ -132,20 +126,3 @@ class ShardRunner:
             tri_B={view: temporal_risk_integral(risk, batch.num_steps_B) for view, risk in risks.items()},
             kl_slope_B=kl_slope(kl_step_mean(batch.kl_SBL), batch.num_steps_B),
         )
-
-
-def batch_sizes(count: int, limit: int) -> list[int]:
-    """Cut a number of rows into batches: as many full ones as fit, then descending powers of two.
-
-    >>> batch_sizes(45, 16)
-    [16, 16, 8, 4, 1]
-    """
-    sizes = [limit] * (count // limit)
-    rest = count % limit
-    power = 1 << max(0, rest.bit_length() - 1)
-    while rest:
-        if power <= rest:
-            sizes.append(power)
-            rest -= power
-        power //= 2
-    return sizes

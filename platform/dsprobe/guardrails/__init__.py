@@ -6,7 +6,9 @@ from dsprobe.registry import Entry, Registry
 GUARDRAILS: Registry[Guardrail] = Registry(
     "guardrail",
     {
-        "renoise": Entry("dsprobe.guardrails.renoise:RenoiseGuardrail", "re-mask spans whose λ-weighted risk exceeds τ"),
+        "renoise": Entry(
+            "dsprobe.guardrails.renoise:RenoiseGuardrail", "re-mask spans whose λ-weighted risk exceeds τ"
+        ),
         "refuse": Entry("dsprobe.guardrails.refuse:RefuseGuardrail", "stop and refuse where risk exceeds τ"),
         "gate": Entry("dsprobe.guardrails.gate:GateGuardrail", "veto commits whose short rollouts turn out risky"),
         "policy": Entry("dsprobe.guardrails.policy:PolicyGuardrail", "learned temporal policy head re-noises spans"),

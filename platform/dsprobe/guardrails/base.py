@@ -88,9 +88,8 @@ class Guardrail(Hook):
     Args (of every subclass): ``config`` (its nested ``Config``) and ``setting``.
     """
 
-    class Config(ComponentConfig):
-        """Settings."""
-
+    Config: ClassVar[type[ComponentConfig]] = ComponentConfig
+    """Settings; a class of its own in every subclass that has any."""
     source: ClassVar[str]
     """Where the method is published, e.g. ``"DiffuGuard, 2509.24296 §4.2"``."""
     supports: ClassVar[frozenset[ModelKind]] = frozenset({"diffusion"})
@@ -179,7 +178,7 @@ def step_log(context: StepContext, setting: Setting, guardrail: ForkableGuardrai
         step_SB=context.step_B[None],
         fraction_SB=(1 - (masked_BL & canvas.response_BL).sum(dim=1) / response_B)[None],
         complete_SB=~masked_BL.any(dim=1)[None],
-        valid_SB=context.running_B[None],
+        valid_SB=(context.running_B & ~canvas.stopped_B)[None],
         risk=risk,
         pooled_SBD=context.pooled_BD[None] if guardrail.needs_pooled else None,
     )

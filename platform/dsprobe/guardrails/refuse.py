@@ -13,6 +13,7 @@ from dsprobe.errors import ConfigError
 from dsprobe.guardrails.base import Setting
 from dsprobe.guardrails.trigger import TriggerConfig, TriggeredGuardrail
 from dsprobe.models.chat import encode, require_tokenizer
+from dsprobe.registry import ComponentConfig
 
 DEFAULT_REFUSAL = "Sorry, I can't help with that."
 
@@ -39,7 +40,7 @@ class RefuseGuardrail(TriggeredGuardrail):
             know its words.
     """
 
-    Config = RefuseConfig
+    Config: ClassVar[type[ComponentConfig]] = RefuseConfig
     source: ClassVar[str] = "end-only filtering, the programme's baseline; stopping as in SRI Guard, 2602.02600 §5"
     config: RefuseConfig
 
@@ -62,8 +63,8 @@ def refusal_tokens(text: str, setting: Setting) -> Tensor:
     tokens = encode(setting.model, text)
     if not tokens or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokens):
         raise ConfigError(
-            f"refusal text `{text}`: the tokenizer of model `{setting.model.info.name}` does not know its words. Allowed: "
-            "any text in the model's language, e.g. `i can not help with that .` for the toy models."
+            f"refusal text `{text}`: the tokenizer of model `{setting.model.info.name}` does not know its words. "
+            "Allowed: any text in the model's language, e.g. `i can not help with that .` for the toy models."
         )
     if len(tokens) > setting.decoding.reply_length:
         raise ConfigError(

@@ -18,6 +18,8 @@ from dsprobe.guardrails.bans import EMPTY, TokenBans
 from dsprobe.guardrails.base import score_view
 from dsprobe.guardrails.span import attributed_span
 from dsprobe.guardrails.trigger import TriggerConfig, TriggeredGuardrail
+from dsprobe.registry import ComponentConfig
+from dsprobe.risk.base import RiskOutput
 
 
 class RenoiseConfig(TriggerConfig):
@@ -38,7 +40,7 @@ class RenoiseConfig(TriggerConfig):
 class RenoiseGuardrail(TriggeredGuardrail):
     """A risk scorer every k steps; spans whose λ-weighted risk exceeds τ are re-masked.
 
-    Re-masking grants the row the steps it needs within `decoding.max_extra_steps`; beyond that the span stays as it was.
+    Re-masking grants the row the steps it needs within `decoding.max_extra_steps`; beyond that the span stays.
     Without `removal` the model tends to write the same again (irreversibility), which is a condition worth measuring.
 
     Args:
@@ -49,7 +51,7 @@ class RenoiseGuardrail(TriggeredGuardrail):
         ConfigError: The window lies outside the steps, or the scorer cannot score a canvas.
     """
 
-    Config = RenoiseConfig
+    Config: ClassVar[type[ComponentConfig]] = RenoiseConfig
     source: ClassVar[str] = "programme draft, step-wise risk scoring with re-noising; remasking as in 2503.00307"
     config: RenoiseConfig
 
@@ -68,18 +70,23 @@ class RenoiseGuardrail(TriggeredGuardrail):
     def act(self, context: StepContext, fired_B: Tensor) -> None:
         """Re-mask the spans, and remember what was removed."""
         canvas = context.canvas
-        span_BL = fired_B[:, None] & attributed_span(
-            score_view(context, self.setting, self.config.signal).attribution_NL,
-            canvas,
-            share=self.config.span_share,
-            margin=self.config.margin,
-            include_given=self.config.include_given,
-        )
+        scored = score_view(context, self.setting, self.config.signal)
+        span_BL = fired_B[:, None] & self.span(context, scored)
         shown_BL = context.predicted_BL if self.config.view == "predicted" else canvas.tokens_BL
         if self.config.removal != "none":
             word_BL = span_BL & (shown_BL != canvas.mask_token_id) & (shown_BL != canvas.eos_token_id)
             self.bans.add(word_BL, shown_BL, self.interventions_B)
         canvas.tokens_BL = torch.where(span_BL, canvas.mask_token_id, canvas.tokens_BL)
+
+    def span(self, context: StepContext, scored: RiskOutput) -> Tensor:
+        """Positions that an intervention takes back, bool ``[B, L]``."""
+        return attributed_span(
+            scored.attribution_NL,
+            context.canvas,
+            share=self.config.span_share,
+            margin=self.config.margin,
+            include_given=self.config.include_given,
+        )
 
     def effects(self) -> list[bytes]:
         """The set of removed (position, token) pairs and the penalty."""
