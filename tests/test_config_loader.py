@@ -16,7 +16,7 @@ BASE = "models: [toy-diffusion]\nprompts: [{source: toy}]\n"
 
 
 def load(text, *overrides, **environ):
-    return load_config("x", overrides, environ, recipes={"x": text})
+    return load_config("x", overrides, environ, schema=RunConfig, recipes={"x": text})
 
 
 def test_precedence_and_sources():
@@ -53,10 +53,10 @@ def test_every_leaf_of_the_configuration_has_a_source():
 def test_a_file_is_named_as_it_was_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo.yaml").write_text(BASE)
-    assert load_config("demo.yaml").sources["models.0.name"] == "file demo.yaml"
+    assert load_config("demo.yaml", schema=RunConfig).sources["models.0.name"] == "file demo.yaml"
     # A file of that very name comes before the recipe.
     (tmp_path / "demo").write_text(BASE + "seed: 5\n")
-    assert load_config("demo", recipes={"demo": BASE}).config.seed == 5
+    assert load_config("demo", schema=RunConfig, recipes={"demo": BASE}).config.seed == 5
 
 
 def test_the_environment_fills_only_what_the_file_leaves_open():
@@ -175,13 +175,13 @@ def test_errors_from_the_environment_name_the_variable(variable, value, message)
 
 def test_an_unknown_recipe_and_an_unreadable_file(tmp_path):
     with pytest.raises(ConfigError, match="Did you mean `demo`"):
-        load_config("dmeo", recipes={"demo": BASE})
+        load_config("dmeo", schema=RunConfig, recipes={"demo": BASE})
     for source in (tmp_path / "no.yaml", tmp_path):
         with pytest.raises(ConfigError, match="Cannot read configuration"):
-            load_config(str(source))
+            load_config(str(source), schema=RunConfig)
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\n")
     with pytest.raises(ConfigError, match=r"latin\.yaml` is not UTF-8"):
-        load_config(str(tmp_path / "latin.yaml"))
+        load_config(str(tmp_path / "latin.yaml"), schema=RunConfig)
 
 
 def outcome(call):
@@ -223,7 +223,7 @@ def test_any_override_or_variable_is_a_configuration_or_a_clear_error(items, fro
     text = BASE + "attacks: [direct, {name: dija, spans: 2}]\n"
     if from_environment:
         environ = {"DSPROBE_" + "__".join(path).upper(): value for path, value in items}
-        result = outcome(lambda: load_config("x", (), environ, recipes={"x": text}))
+        result = outcome(lambda: load_config("x", (), environ, schema=RunConfig, recipes={"x": text}))
     else:
         result = outcome(lambda: load(text, *(f"{'.'.join(path)}={value}" for path, value in items)))
     assert result

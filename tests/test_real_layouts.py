@@ -10,6 +10,7 @@ import pytest
 
 from dsprobe.actors.executor import execute
 from dsprobe.cli.results import write_report
+from dsprobe.config import RunConfig
 from dsprobe.config_loader import load_config
 from dsprobe.experiment.manifest import build_manifest
 from dsprobe.experiment.plan import resolve
@@ -55,7 +56,7 @@ def store(tmp_path_factory):
     }
     config = folder / "real.yaml"
     config.write_text(CONFIG.format(**values))
-    loaded = load_config(str(config))
+    loaded = load_config(str(config), schema=RunConfig)
     plan = resolve(loaded.config)
     run = RunStore(str(folder), plan.run_id)
     run.write_manifest(build_manifest(plan, loaded.sources))

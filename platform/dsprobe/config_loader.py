@@ -9,11 +9,11 @@ import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args, get_origin
+from typing import Any, Final, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from dsprobe.config import GuardrailConfig, ModelConfig, RunConfig, Spec
+from dsprobe.config import GuardrailConfig, ModelConfig, Spec
 from dsprobe.errors import ConfigError, unknown_name
 from dsprobe.strict_yaml import parse_yaml
 
@@ -23,11 +23,14 @@ _BY_NAME: Final = (GuardrailConfig, ModelConfig, Spec)
 """Classes that a bare text stands for: ``direct`` is ``{name: direct}``."""
 
 
+C = TypeVar("C", bound=BaseModel)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedConfig:
+class LoadedConfig(Generic[C]):
     """A validated configuration and the source of each of its values."""
 
-    config: RunConfig
+    config: C
     sources: dict[str, str]
     """Dotted path of every leaf → ``file demo.yaml``, ``recipe demo``, ``--set``, ``environment DSPROBE_…`` or
     ``default``."""
@@ -38,8 +41,9 @@ def load_config(
     overrides: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
     *,
+    schema: type[C],
     recipes: Mapping[str, str] | None = None,
-) -> LoadedConfig:
+) -> LoadedConfig[C]:
     """Load, merge and validate a configuration.
 
     Args:
@@ -48,6 +52,7 @@ def load_config(
             (``decodings.0.steps=8``).
         environ: Environment variables. ``DSPROBE_<KEY>`` sets a top-level key and ``DSPROBE_<KEY>__<KEY>`` an inner
             one, where the file is silent; other variables that start with ``DSPROBE_`` are not read.
+        schema: The configuration's class, e.g. `RunConfig`.
         recipes: Shipped recipes, name → YAML text.
 
     Raises:
@@ -55,15 +60,15 @@ def load_config(
             allowed.
     """
     origin, text = _read(source, recipes or {})
-    tree = _Tree()
-    tree.assign((), _mapping(parse_yaml(text, origin), origin), origin)
-    for variable, path, value in _environment(environ or {}):
+    tree = _Tree(schema)
+    tree.assign((), _mapping(parse_yaml(text, origin), origin, schema), origin)
+    for variable, path, value in _environment(environ or {}, schema):
         tree.assign_where_silent(path, value, f"environment {variable}")
     for override in overrides:
         path, value = _parse_override(override)
         tree.assign(path, value, "--set")
     try:
-        config = RunConfig.model_validate(tree.value)
+        config = schema.model_validate(tree.value)
     except ValidationError as error:
         raise ConfigError("\n".join(_problems(error, tree))) from None
     leaves = (_dotted(path) for path, _ in _leaves(config.model_dump()))
@@ -71,16 +76,17 @@ def load_config(
 
 
 class _Tree:
-    """The values given so far, each with its origin. Keys are checked against `RunConfig` as they come in."""
+    """The values given so far, each with its origin. Keys are checked against the schema as they come in."""
 
-    def __init__(self) -> None:
+    def __init__(self, schema: type[BaseModel]) -> None:
+        self.schema = schema
         self.value: dict[str, Any] = {}
         self.sources: dict[str, str] = {}
 
     def assign(self, path: tuple[str, ...], value: Any, origin: str) -> None:
         """Put a value at a path, in place of what was there; the empty path is the whole tree."""
         if not path:
-            self.value = _opened(value, RunConfig, "", origin)
+            self.value = _opened(value, self.schema, "", origin)
             self.sources = {_dotted(leaf): origin for leaf, _ in _leaves(self.value)}
             return
         node, annotation = self._container(path, origin)
@@ -93,7 +99,7 @@ class _Tree:
     def _container(self, path: tuple[str, ...], origin: str) -> tuple[Any, Any]:
         """The mapping or list that holds a path's last part, with its annotation; made where nothing was given."""
         node: Any = self.value
-        annotation: Any = RunConfig
+        annotation: Any = self.schema
         for depth, part in enumerate(path[:-1], start=1):
             outer, annotation = annotation, _step(annotation, part, _dotted(path[: depth - 1]), origin)
             if isinstance(node, list):
@@ -137,17 +143,18 @@ def _read(source: str, recipes: Mapping[str, str]) -> tuple[str, str]:
         raise ConfigError(f"{unknown_name('recipe', source, recipes)} Or give the path of a YAML file.") from None
 
 
-def _mapping(value: Any, origin: str) -> dict[str, Any]:
+def _mapping(value: Any, origin: str, schema: type[BaseModel]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{origin} must hold a mapping with keys such as `models:` and `prompts:`.")
+        needed = [f"`{name}:`" for name, field in schema.model_fields.items() if field.is_required()]
+        raise ConfigError(f"{origin} must hold a mapping with keys such as {' and '.join(needed)}.")
     return value
 
 
-def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+def _environment(environ: Mapping[str, str], schema: type[BaseModel]) -> Iterator[tuple[str, tuple[str, ...], Any]]:
     """Variables that set a key: inner keys by ``__``, or the name of a top-level key. ``DSPROBE_HOME`` is neither."""
     for variable in sorted(environ):
         path = tuple(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
-        if variable.startswith(ENVIRONMENT_PREFIX) and (len(path) > 1 or path[0] in RunConfig.model_fields):
+        if variable.startswith(ENVIRONMENT_PREFIX) and (len(path) > 1 or path[0] in schema.model_fields):
             yield variable, path, parse_yaml(environ[variable], f"environment {variable}")
 
 

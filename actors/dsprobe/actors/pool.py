@@ -100,7 +100,18 @@ class ReplicaPool:
         **kwargs: P.kwargs,
     ) -> ObjectRef[T]:
         """Run ``function(model, ...)`` beside a pinned model, on the replicas in turn; see `Replica.call`."""
-        replica = self.replicas[next(self._turn) % len(self.replicas)]
+        return self.submit_to(next(self._turn), config, function, *args, **kwargs)
+
+    def submit_to(
+        self,
+        index: int,
+        config: ModelConfig,
+        function: Callable[Concatenate[LanguageModel, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> ObjectRef[T]:
+        """Likewise on one replica (counted round the pool), which keeps what the function keeps there."""
+        replica = self.replicas[index % len(self.replicas)]
         reference: ObjectRef[T] = replica.call.remote(config, function, *args, **kwargs)
         return reference
 

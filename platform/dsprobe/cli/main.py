@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from dsprobe.cli import decoding, inspection, results, running, toy
+from dsprobe.cli import decoding, inspection, irreversibility, results, running, sweeping, toy
 from dsprobe.errors import ConfigError, DSProbeError
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -21,8 +21,10 @@ app = typer.Typer(
     epilog="Exit codes: 0 complete, 1 failed or incomplete, 2 usage, 130 interrupted.",
 )
 app.command("run", rich_help_panel="Experiments")(running.run)
+app.command("sweep", rich_help_panel="Experiments")(sweeping.sweep)
 app.command("validate", rich_help_panel="Experiments")(inspection.validate)
 app.command("list", rich_help_panel="Experiments")(inspection.list_components)
+app.command("irreversibility", rich_help_panel="Experiments")(irreversibility.irreversibility)
 app.command("reduce", rich_help_panel="Results")(results.reduce)
 app.command("report", rich_help_panel="Results")(results.report)
 app.command("query", rich_help_panel="Results")(results.query)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from dsprobe.config import RunConfig
     from dsprobe.config_loader import LoadedConfig
+    from dsprobe.sweeps.config import SweepConfig
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
@@ -24,12 +26,22 @@ ShowTextOption = Annotated[
 ]
 
 
-def load(source: str, overrides: list[str] | None) -> LoadedConfig:
-    """Load a configuration by path or recipe name."""
+def load(source: str, overrides: list[str] | None) -> LoadedConfig[RunConfig]:
+    """Load a run's configuration by path or recipe name."""
+    from dsprobe.config import RunConfig
     from dsprobe.config_loader import load_config
     from dsprobe.sweeps.library import recipes
 
-    return load_config(source, overrides or (), os.environ, recipes=recipes())
+    return load_config(source, overrides or (), os.environ, schema=RunConfig, recipes=recipes("run"))
+
+
+def load_sweep(source: str, overrides: list[str] | None) -> LoadedConfig[SweepConfig]:
+    """Load a sweep's configuration by path or recipe name."""
+    from dsprobe.config_loader import load_config
+    from dsprobe.sweeps.config import SweepConfig
+    from dsprobe.sweeps.library import recipes
+
+    return load_config(source, overrides or (), os.environ, schema=SweepConfig, recipes=recipes("sweep"))
 
 
 def emit(value: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +13,12 @@ import typer
 
 from dsprobe.cli.display import show_progress
 from dsprobe.cli.options import ConfigArgument, JsonOption, SetOption, ShowTextOption, emit, load
+from dsprobe.errors import ConfigError
 
 if TYPE_CHECKING:
     from dsprobe.actors.executor import ExecutionReport
+    from dsprobe.actors.session import Session
+    from dsprobe.config import ExecutionConfig
     from dsprobe.experiment.plan import Plan
     from dsprobe.storage.run_store import RunStore
 
@@ -28,45 +33,67 @@ def run(
         str | None, typer.Option("--out", help="Output root: a folder or URL (s3://bucket/prefix).")
     ] = None,
     executor: Annotated[str | None, typer.Option(help="ray or local.")] = None,
+    guardrail: Annotated[
+        list[Path] | None,
+        typer.Option("--guardrail", metavar="FILE", help="Add a guardrail, e.g. one that a sweep wrote. Repeatable."),
+    ] = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     show_text: ShowTextOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run an experiment: generate, record every step, reduce, report. Running it again does only what is missing."""
-    from dsprobe.experiment.manifest import build_manifest
     from dsprobe.experiment.plan import resolve
+
+    given = [*(overrides or ()), *shorthands(limit, output, executor, config, overrides)]
+    loaded = load(config, [*given, *_with_guardrails(config, given, guardrail or ())])
+    plan = resolve(loaded.config)
+    store, outcome = carry_out(plan, loaded.sources, quiet=as_json)
+    path = _write_report(store, show_text) if report else None
+    _conclude(plan, store, outcome, path, as_json)
+    outcome.raise_if_incomplete()
+
+
+def carry_out(plan: Plan, sources: Mapping[str, str], *, quiet: bool) -> tuple[RunStore, ExecutionReport]:
+    """Run what is missing of an experiment and compact its tables.
+
+    Args:
+        plan: The resolved experiment.
+        sources: Where each configuration value came from.
+        quiet: Print nothing (machine-readable output was asked for).
+
+    Raises:
+        IncompleteRunError: Nothing could be run at all.
+        typer.Exit: Interrupted; committed shards are kept.
+    """
+    from dsprobe.experiment.manifest import build_manifest
     from dsprobe.storage.compaction import compact
     from dsprobe.storage.run_store import RunStore
 
-    loaded = load(config, [*(overrides or ()), *_shorthands(limit, output, executor, config, overrides)])
-    plan = resolve(loaded.config)
-    store = RunStore(_absolute(loaded.config.output.root), plan.run_id)
-    store.write_manifest(build_manifest(plan, loaded.sources))
-    if not as_json:
+    store = RunStore(absolute(plan.config.output.root), plan.run_id)
+    store.write_manifest(build_manifest(plan, sources))
+    if not quiet:
         print(
             f"Run {plan.run_id}: {len(plan.conditions)} conditions, {len(plan.shards)} shards -> {store.url}",
             file=sys.stderr,
         )
     try:
-        with _session(plan, store, quiet=as_json):
-            outcome = _execute(plan, store, quiet=as_json)
+        with _session(plan, store, quiet=quiet):
+            outcome = _execute(plan, store, quiet=quiet)
     except KeyboardInterrupt:
         print("Interrupted. Committed shards are kept; the same command resumes the run.", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if not outcome.done + outcome.skipped:
         outcome.raise_if_incomplete()
     compact(store)
-    path = _write_report(store, show_text) if report else None
-    _conclude(plan, store, outcome, path, as_json)
-    outcome.raise_if_incomplete()
+    return store, outcome
 
 
-def _absolute(root: str) -> str:
+def absolute(root: str) -> str:
     """A local root as an absolute path (replicas may have another working directory); URLs as they are."""
     return root if "://" in root else str(Path(root).expanduser().resolve())
 
 
-def _shorthands(
+def shorthands(
     limit: int | None, output: str | None, executor: str | None, source: str, overrides: list[str] | None
 ) -> list[str]:
     """`--limit`, `--out` and `--executor` as the `--set` they stand for."""
@@ -81,29 +108,45 @@ def _shorthands(
     return extra
 
 
+def _with_guardrails(source: str, overrides: list[str], files: Sequence[Path]) -> list[str]:
+    """`--guardrail` as the `--set` it stands for: the configured guardrails and those of the files."""
+    from dsprobe.config import GuardrailConfig
+    from dsprobe.registry import validated
+    from dsprobe.strict_yaml import parse_yaml
+
+    if not files:
+        return []
+    stacks = [guardrail.model_dump(mode="json") for guardrail in load(source, overrides).config.guardrails]
+    for file in files:
+        try:
+            content = parse_yaml(file.read_text(encoding="utf-8"), f"file {file}")
+        except OSError as error:
+            raise ConfigError(f"Cannot read guardrail `{file}`: {error}") from None
+        if not isinstance(content, dict):
+            raise ConfigError(f"Guardrail `{file}` must hold a mapping with `name:` and `stack:`.")
+        stacks.append(validated(GuardrailConfig, content, f"file {file}").model_dump(mode="json"))
+    return [f"guardrails={json.dumps(stacks)}"]
+
+
 def _session(plan: Plan, store: RunStore, *, quiet: bool) -> AbstractContextManager[Any]:
     """A Ray session around the execution where Ray is used and there is work; its dashboard address is printed."""
     from dsprobe.actors.executor import missing_shards
 
     if plan.config.execution.executor != "ray" or not missing_shards(plan, store):
         return nullcontext()
-    return _announced_session(plan, quiet)
+    return announced_session(plan.config.execution, quiet=quiet)
 
 
-def _announced_session(plan: Plan, quiet: bool) -> AbstractContextManager[Any]:
-    from contextlib import contextmanager
-
+@contextmanager
+def announced_session(execution: ExecutionConfig, *, quiet: bool) -> Iterator[Session]:
+    """A Ray session; says on standard error where its dashboard is."""
     from dsprobe.actors.session import ray_session
 
-    @contextmanager
-    def announced() -> Any:
-        with ray_session(plan.config.execution) as session:
-            if not quiet:
-                token = f" (token: {session.token_path})" if session.dashboard_url and session.token_path else ""
-                print(f"Ray dashboard: {session.dashboard_url or 'off'}{token}", file=sys.stderr)
-            yield session
-
-    return announced()
+    with ray_session(execution) as session:
+        if not quiet:
+            token = f" (token: {session.token_path})" if session.dashboard_url and session.token_path else ""
+            print(f"Ray dashboard: {session.dashboard_url or 'off'}{token}", file=sys.stderr)
+        yield session
 
 
 def _execute(plan: Plan, store: RunStore, *, quiet: bool) -> ExecutionReport:

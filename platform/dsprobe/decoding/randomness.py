@@ -17,6 +17,9 @@ STREAM_TOKEN: Final = 1
 STREAM_ORDER: Final = 2
 """Random orderings and stochastic commit sets."""
 
+STREAM_RENOISE: Final = 9
+"""Positions of an irreversibility experiment."""
+
 _GOLDEN: Final = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1: Final = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2: Final = -7723592293110705685  # 0x94D049BB133111EB

@@ -164,9 +164,14 @@ def _number(verdict: bool | None) -> float:
     return math.nan if verdict is None else float(verdict)
 
 
-def in_plan_order(parts: Sequence[RowOutcomes], plan: Plan) -> RowOutcomes:
-    """Rows of several parts of one share, put back into the plan's order."""
+def in_plan_order(parts: Sequence[RowOutcomes], conditions: Sequence[str]) -> RowOutcomes:
+    """Rows of several parts of one share, put back into the plan's order.
+
+    Args:
+        parts: From `OutcomeRunner.run`.
+        conditions: Ids of the plan's conditions, in its order.
+    """
     joined = RowOutcomes.concatenate(parts)
-    rank = {condition.id: number for number, condition in enumerate(plan.conditions)}
+    rank = {condition: number for number, condition in enumerate(conditions)}
     number_N = np.array([rank[condition] for condition in joined.condition])
     return joined.select(np.lexsort((joined.sample, joined.prompt_index, number_N)))

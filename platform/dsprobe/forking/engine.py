@@ -21,9 +21,9 @@ from dsprobe.decoding.hooks import Hook
 from dsprobe.decoding.loop import DenoiseOutput, Reentry, StatisticsNeeds, denoise, enter
 from dsprobe.decoding.policy import SchedulePolicy
 from dsprobe.forking.logger import SegmentLogger, effects
-from dsprobe.forking.segment import I32, ForkRow, Segment, node_key
+from dsprobe.forking.segment import F32, I32, ForkRow, Segment, node_key
 from dsprobe.forking.store import TrajectoryStore, joint_log
-from dsprobe.guardrails.base import ForkableGuardrail, Guardrail, Setting
+from dsprobe.guardrails.base import ForkableGuardrail, Guardrail, Setting, Signal
 from dsprobe.models.base import DiffusionModel
 
 NEEDS = StatisticsNeeds(all_masks=True)
@@ -102,6 +102,18 @@ class ForkEngine:
                 ]
             results.update(zip(indices, found, strict=True))
         return [results[index] for index in range(len(rows))]
+
+    def trunk_risks(self, rows: Sequence[ForkRow], signal: Signal) -> list[F32]:
+        """Risk at every step of each row's unguarded trajectory, float32 ``[S]``."""
+        risks: dict[int, F32] = {}
+        for indices in by_width([row.rendered for row in rows]):
+            for chunk in in_batches(indices, self.batch_size):
+                part = [rows[index] for index in chunk]
+                segments = [cursor.segment for cursor in self._on_trunks(part)]
+                risk_SB = joint_log(segments, self._canvas(part), self.setting).risk(signal).cpu().numpy()
+                for column, (index, segment) in enumerate(zip(chunk, segments, strict=True)):
+                    risks[index] = risk_SB[: segment.num_steps, column]
+        return [risks[index] for index in range(len(rows))]
 
     # ---- without the log -------------------------------------------------------------------------------------------
 

@@ -18,7 +18,6 @@ from dsprobe.decoding.policy import SchedulePolicy
 from dsprobe.forking.segment import Segment, node_key
 from dsprobe.guardrails.base import ForkableGuardrail
 
-
 _Log = dict[str, npt.NDArray[Any]]
 """Plane name → values at every turn."""
 

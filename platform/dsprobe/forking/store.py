@@ -13,7 +13,6 @@ from dsprobe.forking.logger import Stretch
 from dsprobe.forking.segment import I32, Segment
 from dsprobe.guardrails.base import Setting, Signal, StepLog
 
-
 _NOTHING = np.zeros(0, dtype=np.float32)
 
 

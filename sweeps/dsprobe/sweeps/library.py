@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Literal
+
+Kind = Literal["run", "sweep"]
+_FOLDERS = {"run": "recipes", "sweep": "recipes/sweeps"}
 
 
-def recipes() -> dict[str, str]:
-    """Name → YAML text of every shipped recipe."""
-    folder = files("dsprobe.sweeps").joinpath("recipes")
+def recipes(kind: Kind) -> dict[str, str]:
+    """Name → YAML text of every shipped recipe of a kind.
+
+    Args:
+        kind: ``run`` for `dsprobe run` and `compare`, ``sweep`` for `dsprobe sweep`.
+    """
+    folder = files("dsprobe.sweeps").joinpath(_FOLDERS[kind])
     return {
         entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
         for entry in folder.iterdir()
