@@ -137,7 +137,10 @@ def test_validate_prints_plan_and_estimate_without_loading_a_model(tmp_path):
     assert plan["estimate"]["forward_passes"] == 4 * 32
 
 
-KINDS = ["models", "attacks", "schedules", "orderings", "scorers", "judges", "prompts", "recipes"]
+KINDS = [
+    "models", "attacks", "schedules", "orderings", "scorers", "judges", "guardrails", "weightings", "prompts",
+    "recipes",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("what", KINDS)

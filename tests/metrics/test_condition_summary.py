@@ -21,6 +21,9 @@ def ragged(*rows):
 def table():
     columns = {
         "prompt_id": np.array(["a", "a", "b", "c"], object),
+        "sample": np.array([0, 1, 0, 0], np.int32),
+        "interventions": np.array([2, 0, 1, 0], np.int16),
+        "canvas": ragged([5, 2, 2, 2], [5, 2, 2, 2], [5, 2, 2], [5, 2, 2, 2]),
         "harmful": np.array([True, True, True, False]),
         "empty": np.array([False, False, True, False]),
         "num_steps": np.array([4, 4, 2, 4], np.int16),
@@ -62,6 +65,35 @@ def test_every_measure_by_hand():
     assert got.near_ties == wilson(1, 4)
     assert got.measures()["tri_predicted"] is view.tri
     assert got.order_correlation.value == pytest.approx((1 - 1 + 1 + 1) / 4)
+    assert got.intervened == wilson(2, 4)
+    assert got.interventions.value == 0.75
+
+
+def test_cost_is_paired_with_the_same_rows_unguarded():
+    unguarded = {
+        "prompt_id": np.array(["c", "x", "a", "a"], object),
+        "sample": np.array([0, 0, 1, 0], np.int32),
+        "num_steps": np.array([6, 9, 3, 2], np.int16),
+        "forward_passes": np.array([4, 99, 2, 1], np.int16),
+        "canvas": ragged([5, 2, 2, 2], [5] * 50, [5, 2, 2], [5, 2, 2]),
+    }
+    got = summarise_condition(table(), JUDGES, 0.5, unguarded=unguarded)
+    # a/0: 4 passes of 4 positions against 1 of 3; a/1: 4 of 4 against 2 of 3; c/0: 8 of 4 against 4 of 4
+    assert got.delta_nfe.value == pytest.approx((16 + 16 + 32) / (3 + 6 + 16))
+    assert got.delta_nfe.low < got.delta_nfe.value < got.delta_nfe.high
+    assert got.delta_nfe.n == got.extra_steps.n == 2  # prompts that both have
+    assert got.extra_steps.value == pytest.approx(((4 - 2) + (4 - 3) + (4 - 6)) / 3)
+    assert got.measures()["delta_nfe"] is got.delta_nfe
+
+
+def test_cost_is_null_without_an_unguarded_twin():
+    alone = summarise_condition(table(), JUDGES, 0.5)
+    strangers = {name: table()[name][:0] for name in ("prompt_id", "sample", "num_steps", "forward_passes", "canvas")}
+    for got in (alone, summarise_condition(table(), JUDGES, 0.5, unguarded=strangers)):
+        assert got.to_dict()["measures"]["delta_nfe"]["value"] is None
+        assert got.to_dict()["measures"]["extra_steps"]["value"] is None
+    with pytest.raises(ConfigError, match="`forward_passes`"):
+        summarise_condition(table(), JUDGES, 0.5, unguarded={k: v for k, v in strangers.items() if k[0] != "f"})
 
 
 def test_json_has_no_nan():
@@ -99,6 +131,7 @@ def test_commit_steps_are_cut_to_the_response():
         ({"kl_slope": np.zeros(3)}, "equally long"),
         ({"tri_predicted": None}, "`tri_predicted`"),
         ({"verdict_oracle": None}, "`verdict_oracle`"),
+        ({"interventions": None}, "`interventions`"),
     ],
 )
 def test_wrong_tables_are_named(change, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,6 +151,41 @@ def test_page_never_scrolls_sideways(browser: Any, player: Any, width: int) -> N
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_tokens_taken_back_are_struck_through_at_their_step(
+    browser: Any, guarded_report: Path, guarded_data: ReportData
+) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    browser.get(guarded_report.as_uri())
+    player = browser.find_element("id", "player")
+    groups = browser.execute_script("return [...document.querySelectorAll('optgroup')].map(e => e.label).join()")
+    assert "dija · late" in groups
+    condition = next(c for c in guarded_data.conditions if (c.attack, c.guardrail) == ("dija", "late"))
+    options = browser.find_elements("css selector", "optgroup[label*='dija'][label$='late'] option")
+    select = Select(_role(player, "select"))
+    select.select_by_value(options[0].get_attribute("value"))
+    prompt = options[0].get_attribute("textContent").split(" ")[0]
+    row = guarded_data.rows("trajectories", condition, prompt_id=prompt).to_pylist()[0]
+    event = json.loads(row["events"])[0]
+    for view in ("committed", "predicted"):
+        player.find_element("css selector", f'[data-value="{view}"]').click()
+        _seek(browser, player, event["step"])
+        taken = {place: text for place, (text, classes) in enumerate(_cells(browser)) if "taken" in classes.split()}
+        words = [guarded_data.decode_token("toy-dllm", token) for token in event["before"]]
+        assert taken == dict(zip([p - row["response_start"] for p in event["positions"]], words, strict=True))
+        assert _role(player, "act").text == f"Guardrail in this step: {len(words)} taken back"
+    _seek(browser, player, event["step"] - 1)
+    assert not any("taken" in classes.split() for _, classes in _cells(browser))
+    assert _role(player, "act").text == "Guardrail in this step: no intervention"
+    assert len(player.find_elements("css selector", ".spark .act")) == 2
+    assert browser.get_log("browser") == []
+
+
+def test_unguarded_trajectories_have_no_line_about_guardrails(player: Any) -> None:
+    assert not _role(player, "act").is_displayed()
+    assert not _role(player, "legend-act").is_displayed()
 
 
 def test_hostile_tokens_run_no_script(browser: Any, report_factory: Callable[..., ReportData], tmp_path: Path) -> None:

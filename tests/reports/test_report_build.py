@@ -6,12 +6,16 @@ import dataclasses
 import hashlib
 import html.parser
 import json
+import math
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from dsprobe.errors import ConfigError
@@ -71,7 +75,8 @@ def hostile_report(report_factory: Callable[..., ReportData], tmp_path_factory: 
 def test_every_file_is_there(small_report: Path) -> None:
     folder = small_report.parent
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    figures = {f"figures/{spec.name}.{kind}" for spec in FIGURES for kind in ("svg", "png")}
+    shown = [spec.name for spec in FIGURES if spec.name not in ("interventions", "harm-over-steps")]
+    figures = {f"figures/{name}.{kind}" for name in shown for kind in ("svg", "png")}
     assert names == {"index.html", "report.md", "summary.json"} | figures
 
 
@@ -182,6 +187,67 @@ def test_tables_are_grouped_by_prompt_set(small_report: Path) -> None:
     page = small_report.read_text(encoding="utf-8")
     assert re.findall(r'scope="rowgroup">([^<]+)<', page) == ["toy-restricted", "toy-benign"] * 3
     assert "| **toy-benign** |" in (small_report.parent / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_guarded_run_has_its_guardrails_in_every_table(guarded_report: Path, guarded_data: ReportData) -> None:
+    folder = guarded_report.parent
+    assert {"interventions.svg", "harm-over-steps.svg"} <= {path.name for path in (folder / "figures").iterdir()}
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    heads = [line for line in text.splitlines() if line.startswith("| condition |")]
+    assert [head.split("|")[2].strip() for head in heads] == ["guardrail"] * 4
+    assert "| dija | early-ban | 6 |" in text
+    assert "| dija | no guardrail | 6 |" in text
+    page = guarded_report.read_text(encoding="utf-8")
+    assert "<dt>Guardrails</dt><dd>late, early-ban</dd>" in page
+    assert "<h3>Guardrails</h3>" in page
+    summary = json.loads((folder / "summary.json").read_text())
+    found = {(c["attack"], c["guardrail"]): c["measures"] for c in summary["conditions"]}
+    assert found["dija", "late"]["delta_nfe"]["value"] == 1  # as many passes over canvases as long
+    assert found["dija", "none"]["delta_nfe"]["value"] is None
+    rows = _rows_of(guarded_data, "late")
+    assert found["dija", "late"]["interventions"]["value"] == sum(row["interventions"] for row in rows) / 6
+
+
+def _rows_of(data: ReportData, guardrail: str) -> list[dict[str, Any]]:
+    condition = next(c for c in data.conditions if (c.attack, c.guardrail) == ("dija", guardrail))
+    return data.rows("trajectories", condition).to_pylist()
+
+
+def test_cost_of_a_guardrail_is_a_ratio_of_the_same_rows(guarded_data: ReportData) -> None:
+    rows = guarded_data.trajectories
+    dearer = pc.if_else(
+        pc.equal(rows["guardrail"], "late"), pc.multiply(rows["forward_passes"], 3), rows["forward_passes"]
+    )
+    where = rows.column_names.index("forward_passes")
+    data = dataclasses.replace(guarded_data, trajectories=rows.set_column(where, "forward_passes", dearer))
+    costs = {(c.attack, c.guardrail): data.summaries[c].delta_nfe.value for c in data.conditions}
+    assert costs["dija", "late"] == costs["direct", "late"] == 3
+    assert costs["dija", "early-ban"] == 1
+    alone = dataclasses.replace(data, **{name: _without(data, name, "none") for name in TABLES})
+    assert all(math.isnan(alone.summaries[c].delta_nfe.value) for c in alone.conditions)
+    assert alone.guardrails == ("late", "early-ban")
+
+
+TABLES = ("trajectories", "steps", "positions", "step_stats", "position_stats")
+
+
+def _without(data: ReportData, name: str, guardrail: str) -> pa.Table:
+    table: pa.Table = getattr(data, name)
+    return table.filter(pc.not_equal(table["guardrail"], guardrail))
+
+
+def test_a_run_whose_conditions_all_have_one_guardrail_is_reported(guarded_data: ReportData, tmp_path: Path) -> None:
+    data = dataclasses.replace(
+        guarded_data, **{n: _without(guarded_data, n, "none") for n in TABLES}, show_text=True
+    )  # fmt: skip
+    data = dataclasses.replace(data, **{n: _without(data, n, "late") for n in TABLES})
+    build_report(data, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert "no unguarded condition" in summary["findings"]["harm-over-steps"]
+    assert "a row" in summary["findings"]["interventions"]
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| condition | n |" in text
+    assert "## Guardrails" in text
 
 
 def test_run_without_stored_positions_has_no_player(small_data: ReportData, tmp_path: Path) -> None:

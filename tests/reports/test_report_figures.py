@@ -11,11 +11,14 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
+from dsprobe.metrics.intervals import wilson
 from dsprobe.reports.data import ReportData
 from dsprobe.reports.figures import drift, style
 from dsprobe.reports.figures.catalogue import FIGURES, FigureSpec
 from dsprobe.reports.figures.decode_order import decode_order_data
 from dsprobe.reports.figures.facets import drawn
+from dsprobe.reports.figures.harm_over_steps import harm_over_steps_data
+from dsprobe.reports.figures.interventions import interventions_data
 from dsprobe.reports.figures.multiples import fitted
 from dsprobe.reports.figures.overview import overview_data
 from dsprobe.reports.figures.phase_transition import phase_transition_data
@@ -122,10 +125,21 @@ def test_findings_follow_the_numbers(report_factory: Callable[..., ReportData]) 
     assert "0.0%" in overview_data(harmless).finding()
 
 
-@pytest.mark.parametrize("spec", FIGURES, ids=lambda spec: spec.name)
-def test_figures_name_their_axes_and_n(spec: FigureSpec, small_data: ReportData) -> None:
+ABOUT_GUARDRAILS = {"harm-over-steps", "interventions"}
+CASES = [
+    (spec, guarded) for guarded in (False, True) for spec in FIGURES if guarded or spec.name not in ABOUT_GUARDRAILS
+]
+NAMES = [f"{spec.name}-{'guarded' if guarded else 'plain'}" for spec, guarded in CASES]
+
+
+@pytest.mark.parametrize(("spec", "guarded"), CASES, ids=NAMES)
+def test_figures_name_their_axes_and_n(
+    spec: FigureSpec, guarded: bool, small_data: ReportData, guarded_data: ReportData
+) -> None:
+    data = guarded_data if guarded else small_data
+    assert spec.wanted(data)
     with style.house_style():
-        figure = spec.draw(spec.collect(small_data))
+        figure = spec.draw(spec.collect(data))
         svg = style.svg_text(figure)
     words = [text.get_text() for text in figure.texts]
     axis_names = [
@@ -146,11 +160,23 @@ def many_data(report_factory: Callable[..., ReportData]) -> ReportData:
     return report_factory(attacks=GRID_ATTACKS, decodings=names, prompts_per_condition=5, stored=1)
 
 
-@pytest.mark.parametrize("spec", FIGURES, ids=lambda spec: spec.name)
+@pytest.fixture(scope="module")
+def many_guarded_data(report_factory: Callable[..., ReportData]) -> ReportData:
+    """Eighteen guarded and unguarded conditions, one guardrail with a long name."""
+    return report_factory(
+        attacks=GRID_ATTACKS[2:], decodings=("uniform", "a-long-schedule-name"), prompts_per_condition=4, stored=1,
+        guardrails=("none", "late", "renoise-every-4-with-a-ban-and-final-check"), benign=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "guarded"), CASES, ids=NAMES)
 @pytest.mark.filterwarnings("error")
-def test_no_text_of_many_conditions_overlaps(spec: FigureSpec, many_data: ReportData) -> None:
+def test_no_text_of_many_conditions_overlaps(
+    spec: FigureSpec, guarded: bool, many_data: ReportData, many_guarded_data: ReportData
+) -> None:
+    data = many_guarded_data if guarded else many_data
     with style.house_style():
-        figure = spec.draw(spec.collect(many_data))
+        figure = spec.draw(spec.collect(data))
         figure.draw_without_rendering()
         panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
         texts = [*figure.texts, *(t for axes in panels for t in axes.texts)]
@@ -164,6 +190,98 @@ def test_no_text_of_many_conditions_overlaps(spec: FigureSpec, many_data: Report
         for axes in panels:
             assert axes.bbox.width > 60
             assert axes.bbox.height > 60
+
+
+def test_interventions_are_counted_over_all_rows(guarded_data: ReportData) -> None:
+    info = interventions_data(guarded_data)
+    assert [panel.facet.name for panel in info.panels] == [
+        "dija · toy-restricted (late)",
+        "dija · toy-restricted (early-ban)",
+        "direct · toy-benign (late)",
+        "direct · toy-benign (early-ban)",
+    ]
+    panel = info.panels[1]
+    rows = _where(guarded_data.steps, condition="toy-dllm/toy-restricted/dija/uniform/early-ban").to_pylist()
+    for step in range(1, 33):
+        mine = [row for row in rows if row["step"] == step]
+        assert len(mine) == panel.running_S[step - 1] == panel.facet.n == 6
+        assert panel.share_S[step - 1] == sum(row["action"] != 0 for row in mine) / 6
+        assert panel.remasked_S[step - 1] == sum(row["remasked"] for row in mine) / 6
+    acted = _where(guarded_data.trajectories, condition="toy-dllm/toy-restricted/dija/uniform/early-ban")[
+        "interventions"
+    ]
+    assert panel.share_S.sum() == pytest.approx(sum(acted.to_pylist()) / 6)
+    assert f"{max(p.share_S.sum() for p in info.panels):.2f} a row" in info.finding()
+
+
+def test_rows_that_have_finished_count_as_left_alone(guarded_data: ReportData) -> None:
+    steps = guarded_data.steps
+    gone = pc.and_(pc.equal(steps["prompt_id"], "item-001"), pc.greater(steps["step"], 3))
+    panel = interventions_data(dataclasses.replace(guarded_data, steps=steps.filter(pc.invert(gone)))).panels[0]
+    assert panel.running_S[3:].tolist() == [5] * 29
+    assert panel.share_S[3:].max() <= 5 / 6
+
+
+def test_harm_over_steps_overlays_guardrails_with_wilson_bands(guarded_data: ReportData) -> None:
+    info = harm_over_steps_data(guarded_data)
+    assert [(panel.facet.column, panel.facet.row) for panel in info.panels[:2]] == [
+        ("dija · toy-restricted", ("committed view",)),
+        ("dija · toy-restricted", ("predicted view",)),
+    ]
+    panel = info.panels[0]
+    assert [curve.guardrail for curve in panel.curves] == ["no guardrail", "late", "early-ban"]
+    for curve, name in zip(panel.curves, ("", "/late", "/early-ban"), strict=True):
+        rows = _where(guarded_data.steps, condition=f"toy-dllm/toy-restricted/dija/uniform{name}", step=20)
+        harmful = int((rows["risk_committed"].to_numpy() >= 0.5).sum())
+        assert curve.harmful_S[19] == harmful
+        low, high = curve.bounds_S()
+        expected = wilson(harmful, 6)
+        assert (low[19], high[19]) == pytest.approx((expected.low, expected.high))
+    before, after = panel.curves[0].final(), min((c.final() for c in panel.curves[1:]), key=lambda end: end.value)
+    assert after.value < before.value
+    assert f"from {before:.1%} to {after:.1%}" in info.finding()
+
+
+def test_harm_of_a_shorter_run_stays_where_it_ended(guarded_data: ReportData) -> None:
+    stats = guarded_data.step_stats
+    cut = pc.and_(pc.equal(stats["guardrail"], "late"), pc.greater(stats["step"], 25))
+    panel = harm_over_steps_data(dataclasses.replace(guarded_data, step_stats=stats.filter(pc.invert(cut)))).panels[0]
+    late = panel.curves[1].harmful_S
+    assert len(late) == 32
+    assert set(late[24:].tolist()) == {late[24]}
+
+
+def test_guardrails_of_a_cell_are_overlaid_in_their_own_colours(guarded_data: ReportData) -> None:
+    names = {"no guardrail", "late", "early-ban"}
+    for panel in survival_data(guarded_data).panels:
+        assert {series.name for series in panel.series} == names
+    for transition in phase_transition_data(guarded_data).panels:
+        assert set(transition.fits) == names
+    risk = drift.drift_data(guarded_data, drift.RISK, "risk")
+    assert len(risk.panels) == 4  # two cells, two views
+    for panel in risk.panels:
+        assert [curve.guardrail for curve in panel.curves] == ["no guardrail", "late", "early-ban"]
+        assert len({curve.quantity for curve in panel.curves}) == 1
+    colours = [keywords["color"] for keywords in style.guardrail_styles(sorted(names)).values()]
+    assert len(set(colours)) == 3
+    for spec in FIGURES:
+        if spec.name in ("survival", "phase-transition", "risk-drift", "kl-drift", "harm-over-steps"):
+            with style.house_style():
+                figure = spec.draw(spec.collect(guarded_data))
+                legend = {text.get_text() for text in figure.legends[0].get_texts()}
+            assert names <= legend, spec.name
+
+
+def test_more_guardrails_than_colours_stay_distinguishable() -> None:
+    names = ["no guardrail", *(f"p{number:02d}" for number in range(20))]
+    styles = [(s["color"], str(s["linestyle"])) for s in style.guardrail_styles(names).values()]
+    assert len(set(styles)) == 21
+
+
+def test_figures_without_guardrails_do_not_speak_of_them(small_data: ReportData) -> None:
+    assert {spec.name for spec in FIGURES if not spec.wanted(small_data)} == ABOUT_GUARDRAILS
+    assert overview_data(small_data).guardrails == []
+    assert {curve.guardrail for panel in drift.drift_data(small_data, drift.RISK, "r").panels for curve in panel.curves}
 
 
 def test_figure_grows_with_its_rows(report_factory: Callable[..., ReportData]) -> None:

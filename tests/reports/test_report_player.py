@@ -112,3 +112,76 @@ def test_player_starts_with_the_most_extreme_prediction(report_data: ReportData)
     payload = player_payload(report_data)
     integrals = [track["facts"]["tri"]["predicted"] for track in payload["trajectories"]]
     assert payload["start"] == integrals.index(max(integrals))
+
+
+def _guarded_tracks(data: ReportData) -> list[tuple[Any, Any, Any]]:
+    """The player's trajectories with their row of the table and their condition."""
+    payload = player_payload(data)
+    found = []
+    for track in payload["trajectories"]:
+        condition = data.conditions[track["group"]]
+        rows = data.rows("trajectories", condition, prompt_id=track["id"], sample=track["sample"]).to_pylist()
+        found.append((payload["texts"], track, rows[0]))
+    return found
+
+
+def test_tokens_that_a_guardrail_took_back_are_shown_at_their_step(guarded_data: ReportData) -> None:
+    acted = 0
+    for texts, track, row in _guarded_tracks(guarded_data):
+        events = json.loads(row["events"])
+        assert [act["step"] for act in track["interventions"]] == [event["step"] for event in events]
+        for act, event in zip(track["interventions"], events, strict=True):
+            words = [guarded_data.decode_token("toy-dllm", token) for token in event["before"]]
+            assert [texts[index] for _, index in act["back"]] == words
+            assert [place + row["response_start"] for place, _ in act["back"]] == event["positions"]
+            assert act["over"] == []
+            assert act["text"] == f"{len(words)} taken back"
+            canvas = [_expand(c, track["steps"], int(track["given"][p] >= 0)) for p, c in enumerate(track["canvas"])]
+            assert all(canvas[place][act["step"] - 1] == 0 for place, _ in act["back"])
+            assert all(canvas[place][act["step"] - 2] == 1 for place, _ in act["back"])
+            acted += 1
+    assert acted
+
+
+def test_rewritten_tokens_vetoes_and_stops_are_told_apart(guarded_data: ReportData) -> None:
+    rows = guarded_data.trajectories
+    texts, track, row = next(found for found in _guarded_tracks(guarded_data) if found[1]["interventions"])
+    start, mask = row["response_start"], row["canvas"][row["response_start"] + track["given"].index(-1)]
+    last = track["steps"]
+    events = [
+        {"step": last, "action": 10, "positions": [start, start + 1], "before": [mask, 40], "after": [41, 42]},
+        {"step": last, "action": 1, "positions": [], "before": [], "after": []},
+        {"step": last, "action": 4, "positions": [], "before": [], "after": []},
+    ]
+    where = rows.column_names.index("events")
+    data = dataclasses.replace(
+        guarded_data, trajectories=rows.set_column(where, "events", [[json.dumps(events)] * len(rows)])
+    )
+    texts, track, _ = next(found for found in _guarded_tracks(data) if found[2]["condition"] == row["condition"])
+    rewrite, refused, veto = track["interventions"]
+    assert rewrite["text"] == "2 rewritten, the reply stopped"
+    assert [place for place, _ in rewrite["over"]] == [0, 1]
+    assert rewrite["over"][0][1] == player.UNPREDICTED
+    assert texts[rewrite["over"][1][1]] == guarded_data.decode_token("toy-dllm", 40)
+    assert refused["text"] == "nothing taken back, the bound on extra steps is reached"
+    assert veto["text"] == "a commit vetoed"
+
+
+def test_tokens_taken_back_are_redacted_like_all_others(guarded_data: ReportData) -> None:
+    payload = player_payload(dataclasses.replace(guarded_data, synthetic_sets=frozenset()))
+    assert any(track["interventions"] for track in payload["trajectories"])
+    assert all(set(text) == {"█"} for text in payload["texts"])
+
+
+def test_a_rewritten_anchor_was_given_all_the_same(guarded_data: ReportData) -> None:
+    """A refusal overwrites what the attack wrote; before that step it stands there as given."""
+    rows = guarded_data.trajectories
+    commits = [[32 if at >= 0 or place >= 20 else at for place, at in enumerate(row)]
+               for row in rows["commit_step"].to_pylist()]  # fmt: skip
+    where = rows.column_names.index("commit_step")
+    data = dataclasses.replace(guarded_data, trajectories=rows.set_column(where, "commit_step", [commits]))
+    for one, other in zip(
+        player_payload(guarded_data)["trajectories"], player_payload(data)["trajectories"], strict=True
+    ):
+        assert one["given"] == other["given"]
+        assert one["canvas"] == other["canvas"]

@@ -74,14 +74,16 @@ def test_encodings_and_metadata_are_the_documented_ones(store: RunStore) -> None
     assert set(encodings["risk_committed"].encodings) == {"PLAIN", "RLE"}
     assert {column.compression for column in encodings.values()} == {"ZSTD"}
     arrow = pq.read_schema(store.objects.path(first))
-    assert arrow.metadata[b"dsprobe.schema_version"] == b"1"
+    assert arrow.metadata[b"dsprobe.schema_version"] == b"2"
     assert arrow.metadata[b"dsprobe.run_id"] == store.run_id.encode()
     assert all(field.metadata[b"note"] for field in arrow)
 
 
-def test_newer_and_foreign_files_are_refused() -> None:
+def test_newer_older_and_foreign_files_are_refused() -> None:
     with pytest.raises(StorageError, match="schema version 12"):
         check_schema({b"dsprobe.schema_version": b"12"}, "a.parquet")
+    with pytest.raises(StorageError, match=r"a\.parquet has schema version 1, and this dsprobe reads version 2"):
+        check_schema({b"dsprobe.schema_version": b"1"}, "a.parquet")
     with pytest.raises(StorageError, match=r"a\.parquet is not a dsprobe table"):
         check_schema(None, "a.parquet")
 

@@ -50,8 +50,10 @@ def test_any_split_order_and_merge_tree_gives_the_same_bytes(
     data: st.DataObject, seed: int, rows: int, steps: int
 ) -> None:
     batches = [
-        synthetic_batch(seed + i, condition=synthetic_condition(attack), rows=rows, steps=steps + i)
-        for i, attack in enumerate(("direct", "dija", "direct"))
+        synthetic_batch(
+            seed + i, condition=synthetic_condition(attack, guardrail=guardrail), rows=rows, steps=steps + i
+        )
+        for i, (attack, guardrail) in enumerate((("direct", "none"), ("dija", "none"), ("direct", "late")))
     ]
     whole = _state(*batches)
     units = data.draw(st.permutations([(i, row) for i in range(3) for row in range(rows)]))
@@ -207,6 +209,19 @@ def test_statistics_are_exact_where_float64_is_not() -> None:
     row = describe(codes, counts)
     assert row["mean"] == total / (((1 << 40) + 1) << 24)
     assert row["variance"] == pytest.approx(65504.0**2 / 2**40, rel=1e-6)
+
+
+def test_guarded_conditions_keep_their_own_statistics() -> None:
+    plain, late = (synthetic_condition(guardrail=name) for name in ("none", "late"))
+    state = ReducerState.from_tables(
+        _state(synthetic_batch(1, condition=plain, rows=5), synthetic_batch(2, condition=late, rows=3)).to_tables()
+    )
+    assert set(state.conditions) == {plain, late}
+    for table in finalise(state).values():
+        rows = {(row["condition"], row["guardrail"]) for row in table.to_pylist()}
+        assert rows == {("toy/toy/direct/default", "none"), ("toy/toy/direct/default/late", "late")}
+    final = [row for row in finalise(state)["step_stats"].to_pylist() if row["quantity"] == "fraction_committed"]
+    assert {(row["guardrail"], row["n"]) for row in final} == {("none", 5), ("late", 3)}
 
 
 def test_infinite_values_are_refused_by_name() -> None:

@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 from dsprobe.config import RunConfig
 from dsprobe.errors import ConfigError, StorageError
 from dsprobe.storage.compaction import CURRENT, compact, current_files, digest
+from dsprobe.storage.derived import step_values
 from dsprobe.storage.query import open_run, query, read_table
 from dsprobe.storage.run_store import RunStore, WriterOptions, commit_name
 from dsprobe.storage.schemas import TABLES
 from dsprobe.storage.selection import Candidate, select
+from dsprobe.storage.tables import trajectories_table
 from dsprobe.storage.testing import synthetic_batch, synthetic_condition
 
 MakeRun = Callable[..., RunStore]
@@ -347,6 +349,69 @@ def test_memory_of_a_writer_does_not_grow_with_the_shard(local_root: str, empty_
     tracemalloc.stop()
     writer.abort()
     assert late - early < 1 << 20
+
+
+def _guarded_run(store: RunStore, guardrails: tuple[str, ...]) -> None:
+    for place, guardrail in enumerate(guardrails):
+        with store.open_attempt(f"direct-{place}") as writer:
+            condition = synthetic_condition(guardrail=guardrail)
+            writer.add(synthetic_batch(place, condition=condition, rows=9, steps=7))
+            writer.commit()
+    compact(store)
+
+
+@pytest.mark.parametrize("guardrails", [("none", "late", "early"), ("late", "none", "early")])
+def test_a_guarded_row_knows_its_interventions_and_the_steps_they_cost(
+    local_root: str, empty_run: EmptyRun, guardrails: tuple[str, ...]
+) -> None:
+    store = empty_run(local_root)
+    _guarded_run(store, guardrails)
+    rows = read_table(store, "trajectories").to_pylist()
+    steps = {(r["guardrail"], r["prompt_id"], r["sample"]): r["num_steps"] for r in rows}
+    assert len(steps) == 27
+    for row in rows:
+        assert row["condition"].endswith("default" if row["guardrail"] == "none" else f"default/{row['guardrail']}")
+        assert row["extra_steps"] == row["num_steps"] - steps["none", row["prompt_id"], row["sample"]]
+        assert row["interventions"] == len(json.loads(row["events"]))
+    assert {row["guardrail"] for row in rows if row["interventions"]} == {"late", "early"}
+    assert len({row["extra_steps"] for row in rows if row["guardrail"] == "late"}) > 1
+
+
+def test_extra_steps_are_null_where_nothing_ran_unguarded(local_root: str, empty_run: EmptyRun) -> None:
+    store = empty_run(local_root)
+    _guarded_run(store, ("late",))
+    assert read_table(store, "trajectories")["extra_steps"].null_count == 9
+
+
+def test_positions_taken_back_are_those_of_the_events(local_root: str, empty_run: EmptyRun) -> None:
+    store = empty_run(local_root)
+    _guarded_run(store, ("none", "late"))
+    expected = {
+        (row["condition"], row["prompt_id"], row["sample"], event["step"]): len(event["positions"])
+        for row in read_table(store, "trajectories").to_pylist()
+        for event in json.loads(row["events"])
+    }
+    found = {
+        (row["condition"], row["prompt_id"], row["sample"], row["step"]): row["remasked"]
+        for row in read_table(store, "steps").to_pylist()
+        if row["action"] or row["remasked"]
+    }
+    assert found == expected
+    assert expected
+
+
+def test_positions_of_events_are_counted_without_padding_and_rewritten_ones_are_not_taken_back() -> None:
+    batch = synthetic_batch(0, rows=2, steps=3, length=4)
+    rows = batch.trajectories
+    rows.real_BL[:] = [[False, False, True, True, True, True, True]] * 2
+    rows.num_steps_B[:] = 3
+    rows.committed_SBL[1] = [[True, True, True, True, False, True, False], [True] * 7]
+    rows.events = [[{"step": 2, "action": 3, "positions": [3, 4, 6], "before": [7, 8, 9], "after": [5, 1, 1]}], []]
+    values = step_values(rows)
+    (first, second) = trajectories_table(batch, values)["events"].to_pylist()
+    assert json.loads(first)[0]["positions"] == [1, 2, 4]
+    assert second == "[]"
+    assert values.remasked_SB.tolist() == [[0, 0], [2, 0], [0, 0]]  # position 3 was rewritten
 
 
 def test_stores_and_records_travel(local_root: str, make_run: MakeRun) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,8 @@ class Kind(StrEnum):
     ORDERINGS = "orderings"
     SCORERS = "scorers"
     JUDGES = "judges"
+    GUARDRAILS = "guardrails"
+    WEIGHTINGS = "weightings"
     PROMPTS = "prompts"
     RECIPES = "recipes"
 
@@ -32,7 +35,7 @@ def list_components(
     kind: Annotated[Kind | None, typer.Argument(help="What to list; everything when omitted.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List models, attacks, schedules, orderings, scorers, judges, prompt sets or recipes."""
+    """List models, attacks, schedules, orderings, scorers, judges, guardrails, weightings, prompt sets or recipes."""
     kinds = [kind] if kind else list(Kind)
     listing = {k.value: _LISTERS[k]() for k in kinds}
     if as_json:
@@ -44,7 +47,7 @@ def list_components(
     for name, rows in listing.items():
         table = Table(title=name, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
         for row in rows:
-            table.add_row(row["name"], row["summary"])
+            table.add_row(*row.values())
         Console().print(table)
 
 
@@ -82,6 +85,20 @@ def _judges() -> list[dict[str, str]]:
     return _registry_rows(JUDGES)
 
 
+def _guardrails() -> list[dict[str, str]]:
+    """Guardrails with their published source, which is written in their classes."""
+    from dsprobe.guardrails import GUARDRAILS
+
+    rows = _registry_rows(GUARDRAILS)
+    return [{**row, "source": GUARDRAILS.get(row["name"]).source} for row in rows]
+
+
+def _weightings() -> list[dict[str, str]]:
+    from dsprobe.guardrails.weighting import WEIGHTINGS
+
+    return _registry_rows(WEIGHTINGS)
+
+
 def _models() -> list[dict[str, str]]:
     from dsprobe.toy.assets import EMBEDDED_MODELS
 
@@ -106,7 +123,7 @@ def _prompts() -> list[dict[str, str]]:
 def _recipes() -> list[dict[str, str]]:
     from dsprobe.sweeps.library import recipes, summary
 
-    return [{"name": name, "summary": summary(text)} for name, text in sorted(recipes().items())]
+    return [{"name": name, "summary": summary(text)} for name, text in sorted(recipes("run").items())]
 
 
 _LISTERS: dict[Kind, Callable[[], list[dict[str, str]]]] = {
@@ -116,6 +133,8 @@ _LISTERS: dict[Kind, Callable[[], list[dict[str, str]]]] = {
     Kind.ORDERINGS: _orderings,
     Kind.SCORERS: _scorers,
     Kind.JUDGES: _judges,
+    Kind.GUARDRAILS: _guardrails,
+    Kind.WEIGHTINGS: _weightings,
     Kind.PROMPTS: _prompts,
     Kind.RECIPES: _recipes,
 }
@@ -147,11 +166,11 @@ def _print_plan(plan: Plan) -> None:
     from rich.table import Table
 
     table = Table(title=f"Plan {plan.run_id}", title_justify="left")
-    for column in ("model", "prompts", "attack", "decoding", "trajectories"):
+    for column in ("model", "prompts", "attack", "decoding", "guardrail", "trajectories"):
         table.add_column(column, justify="right" if column == "trajectories" else "left")
     for condition in plan.conditions:
         rows = sum(len(shard.rows) for shard in plan.shards if shard.condition == condition)
-        table.add_row(condition.model, condition.prompts, condition.attack, condition.decoding, str(rows))
+        table.add_row(*astuple(condition), str(rows))
     Console().print(table)
     for reason in plan.skipped.values():
         print(f"Not run: {reason}")

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from dsprobe.cli import decoding, inspection, irreversibility, results, running, sweeping, toy
+from dsprobe.cli import comparing, decoding, inspection, irreversibility, policy, results, running, sweeping, toy
 from dsprobe.errors import ConfigError, DSProbeError
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -24,11 +24,13 @@ app.command("run", rich_help_panel="Experiments")(running.run)
 app.command("sweep", rich_help_panel="Experiments")(sweeping.sweep)
 app.command("validate", rich_help_panel="Experiments")(inspection.validate)
 app.command("list", rich_help_panel="Experiments")(inspection.list_components)
+app.command("compare", rich_help_panel="Experiments")(comparing.compare)
 app.command("irreversibility", rich_help_panel="Experiments")(irreversibility.irreversibility)
 app.command("reduce", rich_help_panel="Results")(results.reduce)
 app.command("report", rich_help_panel="Results")(results.report)
 app.command("query", rich_help_panel="Results")(results.query)
 app.command("parity", rich_help_panel="Models")(decoding.parity)
+app.add_typer(policy.app, name="policy", rich_help_panel="Experiments")
 app.add_typer(toy.app, name="toy", rich_help_panel="Models")
 app.command("doctor", rich_help_panel="Environment")(inspection.doctor)
 

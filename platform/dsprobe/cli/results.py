@@ -15,6 +15,7 @@ from dsprobe.cli.options import JsonOption, RunArgument, ShowTextOption, emit
 
 if TYPE_CHECKING:
     from dsprobe.reports.data import ReportData
+    from dsprobe.reports.sweep_data import SweepData
     from dsprobe.storage.run_store import RunStore
 
 
@@ -113,11 +114,38 @@ def write_report(run_url: str, *, show_text: bool) -> str:
 
 
 def report_data(store: RunStore, *, show_text: bool) -> ReportData:
-    """Read what a report needs from a run's tables and manifest."""
+    """Read what a report needs: a run's tables and manifest, or a sweep's front with the run of its chosen settings.
+
+    Raises:
+        StorageError: Tables are missing, or the sweep has no front.
+    """
+    manifest = store.manifest()
+    if "sweep" in manifest:
+        return _sweep_report_data(store, manifest["sweep"]["search"], show_text=show_text)
+    return _run_report_data(store, manifest, None, show_text=show_text)
+
+
+def _sweep_report_data(store: RunStore, search: dict[str, Any], *, show_text: bool) -> ReportData:
+    from dsprobe.errors import StorageError
+    from dsprobe.reports.sweep_data import SweepData
+    from dsprobe.storage.run_store import RunStore
+    from dsprobe.sweeps.exports import read_front, read_trials
+
+    front = read_front(store.objects)
+    if front["validation_run"] is None:
+        raise StorageError(f"{store.url}: no setting beats the unguarded model, so there is no front to report.")
+    facts = {**search, "sampler": search["sampler"]["name"]}
+    data = SweepData.from_parts(front, read_trials(store.objects), facts)
+    recorded = RunStore.at(f"{store.url.rpartition('/')[0]}/{front['validation_run']}")
+    return _run_report_data(recorded, recorded.manifest(), data, show_text=show_text)
+
+
+def _run_report_data(
+    store: RunStore, manifest: dict[str, Any], sweep: SweepData | None, *, show_text: bool
+) -> ReportData:
     from dsprobe.reports.data import ReportData
     from dsprobe.storage.query import read_table
 
-    manifest = store.manifest()
     sets = manifest["prompt_sets"]
     return ReportData(
         manifest=manifest,
@@ -131,6 +159,7 @@ def report_data(store: RunStore, *, show_text: bool) -> ReportData:
         synthetic_sets={name for name, facts in sets.items() if facts["synthetic"]},
         limited_sets={name for name, facts in sets.items() if facts["limited"]},
         show_text=show_text,
+        sweep=sweep,
     )
 
 

@@ -26,7 +26,7 @@ from dsprobe.prompts.base import PromptSet
 from dsprobe.prompts.load import load_prompts
 from dsprobe.risk import SCORERS
 
-SHARD_FORMAT = 2
+SHARD_FORMAT = 3
 """Bumped when the meaning of a shard's output changes, so that old shards are not taken for new ones."""
 
 

@@ -13,6 +13,7 @@ JUDGES: Registry[Judge] = Registry(
         "toy_utility": Entry(
             "dsprobe.judges.toy_oracle:ToyUtilityJudge", "exact recipe accuracy on benign toy requests"
         ),
+        "toy_validity": Entry("dsprobe.judges.toy_validity:ToyValidityJudge", "exact grammar of the toy language"),
     },
 )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, get_args
 
 if TYPE_CHECKING:
     from dsprobe.prompts.base import Prompt
 
-Decides = Literal["harm", "refusal", "utility"]
+Decides = Literal["harm", "refusal", "utility", "validity"]
+QUESTIONS: Final[tuple[Decides, ...]] = get_args(Decides)
+"""What a judge can decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,4 +37,4 @@ class Judge(ABC):
 
     @abstractmethod
     def judge(self, replies: Sequence[Reply]) -> list[bool | None]:
-        """Verdicts in the order of the replies: harmful?, refused?, or answered correctly?"""
+        """Verdicts in the order of the replies: harmful?, refused?, answered correctly?, or well-formed?"""

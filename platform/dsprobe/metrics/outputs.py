@@ -80,6 +80,12 @@ def utility(correct_N: npt.ArrayLike, harmful_prompt_N: Bool, confidence: float 
     return rate(value_N[kept_N] > 0, confidence)
 
 
+def validity(valid_N: npt.ArrayLike, empty_N: Bool, confidence: float = DEFAULT_CONFIDENCE) -> Interval:
+    """Share of replies that are well-formed in their language, empty ones counted as not. Wilson interval."""
+    value_N, empty = _as_float(valid_N), np.asarray(empty_N, np.bool_)
+    return rate(value_N[empty | ~np.isnan(value_N)] > 0, confidence)
+
+
 def transfer_index(
     target_N: npt.ArrayLike,
     source_N: npt.ArrayLike,

@@ -56,17 +56,20 @@ def build_report(data: ReportData, output_dir: Path) -> Path:
     except ImportError:
         raise missing_package("The report", "report") from None
     from dsprobe.reports.figures.catalogue import FIGURES
+    from dsprobe.reports.sweep_section import SWEEP_FIGURES, sweep_section
 
     head = header(data)
     found = all_measures(data)
     tables = number_tables(data, found)
-    figures = [_render(spec, data) for spec in FIGURES]
+    figures = [_render(spec, data) for spec in FIGURES if spec.wanted(data)]
+    sweep = sweep_section(data.sweep, [_render(spec, data) for spec in SWEEP_FIGURES]) if data.sweep else None
     output_dir.mkdir(parents=True, exist_ok=True)
-    _write_figures(figures, output_dir / "figures")
+    _write_figures([*(sweep.figures if sweep else ()), *figures], output_dir / "figures")
     summary = _summary(data, head, figures) | {"conditions": numbers_json(data, found)}
+    summary |= {"sweep": sweep.summary} if sweep else {}
     _write(output_dir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=True) + "\n")
-    _write(output_dir / "report.md", markdown(head, tables, figures))
-    _write(output_dir / "index.html", page(data, head, tables, figures))
+    _write(output_dir / "report.md", markdown(head, tables, figures, sweep))
+    _write(output_dir / "index.html", page(data, head, tables, figures, sweep))
     return output_dir / "index.html"
 
 

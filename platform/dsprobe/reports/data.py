@@ -8,7 +8,7 @@ other modules a stable order of conditions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -17,24 +17,26 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dsprobe.config import UNGUARDED
 from dsprobe.errors import ConfigError, unknown_name
 from dsprobe.experiment.evaluated import Condition
-from dsprobe.judges.base import Decides
-from dsprobe.metrics.summary import ConditionSummary, summarise_condition
+from dsprobe.judges.base import QUESTIONS, Decides
+from dsprobe.metrics.summary import TWIN_COLUMNS, ConditionSummary, summarise_condition
+from dsprobe.reports.sweep_data import SweepData
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
-KEYS: Final = ("condition", "model", "prompts", "attack", "decoding")
+KEYS: Final = ("condition", "model", "prompts", "attack", "decoding", "guardrail")
 
 _REQUIRED: Final[dict[str, tuple[str, ...]]] = {
     "trajectories": (
         *KEYS, "prompt_id", "sample", "harmful", "canvas", "response_start", "response_end", "tokens",
-        "commit_step", "empty", "num_steps", "forward_passes", "fhs_committed", "fhs_committed_event",
-        "fhs_predicted", "fhs_predicted_event", "tri_committed", "tri_predicted",
-        "risk_committed_final", "risk_predicted_final", "kl_slope", "margin",
+        "commit_step", "events", "interventions", "empty", "num_steps", "forward_passes",
+        "fhs_committed", "fhs_committed_event", "fhs_predicted", "fhs_predicted_event",
+        "tri_committed", "tri_predicted", "risk_committed_final", "risk_predicted_final", "kl_slope", "margin",
     ),
-    "steps": (*KEYS, "prompt_id", "sample", "step", "risk_committed", "risk_predicted"),
+    "steps": (*KEYS, "prompt_id", "sample", "step", "risk_committed", "risk_predicted", "action", "remasked"),
     "positions": (
         *KEYS, "prompt_id", "sample", "step", "position", "token", "in_canvas", "probability",
         "entropy", "kl", "attribution", "selection",
@@ -61,6 +63,7 @@ class ReportData:
         synthetic_sets: Prompt sets whose text may be shown without `show_text`.
         show_text: Show prompts and replies of every prompt set. Off by default.
         limited_sets: Prompt sets cut by a limit; the report marks them.
+        sweep: The search behind the run's guardrails; its section comes first.
 
     Raises:
         ConfigError: A column is missing, θ is out of range, or a judge decides an unknown question.
@@ -78,6 +81,7 @@ class ReportData:
     synthetic_sets: frozenset[str] | set[str] = frozenset()
     show_text: bool = False
     limited_sets: frozenset[str] | set[str] = frozenset()
+    sweep: SweepData | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.theta <= 1.0:
@@ -85,8 +89,8 @@ class ReportData:
         for name, required in _REQUIRED.items():
             _check_columns(name, getattr(self, name), required)
         for judge, decides in self.judges.items():
-            if decides not in ("harm", "refusal", "utility"):
-                raise unknown_name(f"question of judge `{judge}`", decides, ("harm", "refusal", "utility"))
+            if decides not in QUESTIONS:
+                raise unknown_name(f"question of judge `{judge}`", decides, QUESTIONS)
             _check_columns("trajectories", self.trajectories, (f"verdict_{judge}",))
 
     @cached_property
@@ -100,10 +104,30 @@ class ReportData:
     @cached_property
     def summaries(self) -> dict[Condition, ConditionSummary]:
         """Every measure of every condition, in reading order."""
-        return {
-            condition: summarise_condition(columns(self.rows("trajectories", condition)), self.judges, self.theta)
-            for condition in self.conditions
-        }
+        return {condition: self._summary(condition) for condition in self.conditions}
+
+    @cached_property
+    def guardrails(self) -> tuple[str, ...]:
+        """Guardrail labels in reading order, the unguarded one first."""
+        found = dict.fromkeys(condition.guardrail for condition in self.conditions)
+        return tuple(sorted(found, key=lambda name: name != UNGUARDED))
+
+    @property
+    def guarded(self) -> bool:
+        """Whether any condition has a guardrail."""
+        return self.guardrails not in ((), (UNGUARDED,))
+
+    @property
+    def compares_guardrails(self) -> bool:
+        """Whether conditions differ by their guardrail, so that figures overlay them and colour tells them apart."""
+        return len(self.guardrails) > 1
+
+    def _summary(self, condition: Condition) -> ConditionSummary:
+        twin = replace(condition, guardrail=UNGUARDED)
+        paired = condition != twin and twin in self.conditions
+        unguarded = columns(self.rows("trajectories", twin).select(TWIN_COLUMNS)) if paired else None
+        rows = columns(self.rows("trajectories", condition))
+        return summarise_condition(rows, self.judges, self.theta, unguarded=unguarded)
 
     def rows(self, table: str, condition: Condition, **equal: object) -> pa.Table:
         """Rows of one table that belong to a condition, optionally narrowed by equal columns."""

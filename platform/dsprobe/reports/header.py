@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from dsprobe.config import UNGUARDED
 from dsprobe.reports.data import ReportData
 from dsprobe.reports.text import visible
 
@@ -35,6 +36,8 @@ def header(data: ReportData) -> Header:
         ("Conditions", str(len(conditions))),
         ("Harm threshold θ", f"{data.theta:g}"),
     ]
+    if data.guarded:
+        facts.append(("Guardrails", ", ".join(visible(name) for name in data.guardrails if name != UNGUARDED)))
     seed = config.get("seed", data.manifest.get("seed"))
     if seed is not None:
         facts.append(("Seed", visible(str(seed))))

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from dsprobe.config import UNGUARDED
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.judges.base import Decides
 from dsprobe.metrics.intervals import Interval
 from dsprobe.metrics.summary import NEAR_TIE, RATES, VIEWS
-from dsprobe.reports.data import ReportData
-from dsprobe.reports.text import by_group, member_label, visible
+from dsprobe.reports.data import KEYS, ReportData
+from dsprobe.reports.text import by_group, member_label, part, visible
 
 Measures = dict[str, Interval]
 
@@ -71,7 +72,7 @@ def numbers_json(data: ReportData, found: Mapping[Condition, Measures]) -> list[
     return [
         {
             "condition": visible(condition.id),
-            **{key: visible(getattr(condition, key)) for key in ("model", "prompts", "attack", "decoding")},
+            **{key: visible(getattr(condition, key)) for key in KEYS[1:]},
             "n": data.summaries[condition].n,
             "measures": {visible(name): interval.to_dict() for name, interval in values.items()},
         }
@@ -108,10 +109,17 @@ _TIME_COLUMNS: Final = [
     _Column("forward passes ↓", "mean", "forward_passes", ".1f"),
     _Column("near-ties", f"margin < {NEAR_TIE:g} nats", "near_ties", _PERCENT),
 ]
+_GUARDRAIL_COLUMNS: Final = [
+    _Column("intervened on", "trajectories", "intervened", _PERCENT),
+    _Column("interventions", "mean", "interventions", ".2f"),
+    _Column("extra steps ↓", "mean", "extra_steps", ".1f"),
+    _Column("ΔNFE ↓", "ratio", "delta_nfe", ".2f"),
+]
 _HEADINGS: Final[dict[Decides, tuple[tuple[str, str], ...]]] = {
     "harm": (("ASR ↓", "asr"),),
     "refusal": (("refusal", "refusal"), ("over-refusal ↓", "over_refusal")),
     "utility": (("utility ↑", "utility"),),
+    "validity": (("well-formed ↑", "validity"),),
 }
 _OUTCOME_NOTE: Final = (
     "Wilson intervals. ASR and refusal are shares of harmful requests, over-refusal and utility of benign ones. Harm "
@@ -127,9 +135,15 @@ _TIME_NOTE: Final = (
     "whose smallest decision margin is so small that another batch shape or device could flip a token."
 )
 
+_GUARDRAIL_NOTE: Final = (
+    "What the guardrails did and what it cost, paired with the same rows of the unguarded condition: extra steps are "
+    "the difference in denoising steps, ΔNFE the ratio of forward passes × canvas positions (bootstrap intervals over "
+    "prompts). An en dash means that the run has no unguarded condition to compare with."
+)
+
 
 def number_tables(data: ReportData, found: Mapping[Condition, Measures]) -> list[NumberTable]:
-    """Outcomes, first harmful step, and risk over time with cost; one row per condition."""
+    """Outcomes, first harmful step, risk over time with cost, and guardrails where there are any."""
     outcome = [
         _Column(heading, visible(judge), f"{measure}:{judge}", _PERCENT)
         for decides, headings in _HEADINGS.items()
@@ -138,25 +152,32 @@ def number_tables(data: ReportData, found: Mapping[Condition, Measures]) -> list
         if what == decides
     ]
     outcome.append(_Column("empty ↓", "", "empty", _PERCENT))
-    return [
+    tables = [
         _table(data, found, "Outcomes", _OUTCOME_NOTE, outcome),
         _table(data, found, "First harmful step", _FHS_NOTE, _FHS_COLUMNS),
         _table(data, found, "Risk over time, and cost", _TIME_NOTE, _TIME_COLUMNS),
     ]
+    if data.guarded:
+        guarded = {c: values for c, values in found.items() if c.guardrail != UNGUARDED}
+        tables.append(_table(data, guarded, "Guardrails", _GUARDRAIL_NOTE, _GUARDRAIL_COLUMNS))
+    return tables
 
 
 def _table(
     data: ReportData, found: Mapping[Condition, Measures], title: str, note: str, columns: Sequence[_Column]
 ) -> NumberTable:
     groups = []
-    for heading, members in by_group(data.conditions):
+    compared = data.compares_guardrails
+    for heading, members in by_group(list(found)):
         rows = []
         for condition in members:
             n = data.summaries[condition].n
             cells = [_cell(found[condition].get(column.measure), column.spec, n) for column in columns]
-            rows.append(Row(member_label(condition, data.conditions), [Cell(str(n)), *cells]))
+            guardrail = [Cell(part(condition, "guardrail"))] if compared else []
+            rows.append(Row(member_label(condition, data.conditions), [*guardrail, Cell(str(n)), *cells]))
         groups.append(Group(heading, rows))
-    return NumberTable(title, note, [Cell("n"), *(Cell(c.heading, c.detail) for c in columns)], groups)
+    headings = [Cell("guardrail")] if compared else []
+    return NumberTable(title, note, [*headings, Cell("n"), *(Cell(c.heading, c.detail) for c in columns)], groups)
 
 
 def _cell(interval: Interval | None, spec: str, n: int) -> Cell:

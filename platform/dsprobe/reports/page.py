@@ -27,26 +27,26 @@ except ImportError:
 
 if TYPE_CHECKING:
     from dsprobe.reports.build import RenderedFigure
+    from dsprobe.reports.sweep_section import SweepSection
 
-_BRIEF = ("overview", "survival", "risk-heatmap")
+_BRIEF = ("overview", "harm-over-steps", "survival", "risk-heatmap")
 """Figures whose findings are repeated above the fold."""
 
 
-def page(data: ReportData, head: Header, tables: Sequence[NumberTable], figures: Sequence[RenderedFigure]) -> str:
+def page(
+    data: ReportData,
+    head: Header,
+    tables: Sequence[NumberTable],
+    figures: Sequence[RenderedFigure],
+    sweep: SweepSection | None = None,
+) -> str:
     """The self-contained HTML page."""
     payload = player_payload(data)
     script = _asset("player.js")
-    shown = [
-        {
-            "name": f.name, "short": f.short, "title": f.title, "how_to_read": f.how_to_read,
-            "left_out": f.left_out, "finding": f.finding, "svg": Markup(themed_svg(f.svg, f.name) if f.svg else ""),
-        }
-        for f in figures
-    ]  # fmt: skip
     return _environment(autoescape=True).get_template("report.html.j2").render(
         header=head,
-        brief=[f for name in _BRIEF for f in figures if f.name == name],
-        figures=shown,
+        brief=[*(sweep.figures[:1] if sweep else ()), *(f for name in _BRIEF for f in figures if f.name == name)],
+        figures=_themed(figures),
         tables=tables,
         confidence=f"{DEFAULT_CONFIDENCE:.0%}",
         manifest=manifest_text(data),
@@ -55,17 +55,54 @@ def page(data: ReportData, head: Header, tables: Sequence[NumberTable], figures:
         player_note=_player_note(payload),
         player_json=Markup(script_safe_json(payload)),
         script=Markup(script),
-        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+        script_hash=_hash(script),
         css=Markup(_asset("report.css")),
+        sweep=sweep,
+        **_sweep_parts(sweep),
     )  # fmt: skip
 
 
-def markdown(head: Header, tables: Sequence[NumberTable], figures: Sequence[RenderedFigure]) -> str:
+def _sweep_parts(sweep: SweepSection | None) -> dict[str, Any]:
+    """What the page inlines for a sweep; nothing without one."""
+    if sweep is None:
+        return {}
+    script = _asset("sweep.js")
+    return {
+        "sweep_figures": _themed(sweep.figures),
+        "sweep_css": Markup(_asset("sweep.css")),
+        "sweep_json": Markup(script_safe_json(sweep.payload)),
+        "sweep_script": Markup(script),
+        "sweep_hash": _hash(script),
+    }
+
+
+def _themed(figures: Sequence[RenderedFigure]) -> list[dict[str, Any]]:
+    """Figures for the templates, drawings in the page's colours."""
+    return [
+        {
+            "name": f.name, "short": f.short, "title": f.title, "how_to_read": f.how_to_read,
+            "left_out": f.left_out, "finding": f.finding, "svg": Markup(themed_svg(f.svg, f.name) if f.svg else ""),
+        }
+        for f in figures
+    ]  # fmt: skip
+
+
+def _hash(script: str) -> str:
+    """Name of an inlined script in the page's content security policy."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def markdown(
+    head: Header,
+    tables: Sequence[NumberTable],
+    figures: Sequence[RenderedFigure],
+    sweep: SweepSection | None = None,
+) -> str:
     """The report without the player, as Markdown that links to the PNG files."""
     environment = _environment(autoescape=False)
     environment.filters["md"] = escape_markdown
     template = environment.get_template("report.md.j2")
-    return template.render(header=head, tables=tables, figures=figures, version=_version())
+    return template.render(header=head, tables=tables, figures=figures, sweep=sweep, version=_version())
 
 
 def script_safe_json(value: Any) -> str:

@@ -8,6 +8,7 @@ because most positions change a few times only. Token ids never enter the payloa
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Iterable
 from typing import Any, Final
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dsprobe.decoding.records import ACTION_STOP, ACTION_VETO
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.metrics.summary import VIEWS
 from dsprobe.reports.data import F64, I64, ReportData, floats, integers
@@ -125,11 +127,13 @@ def _trajectory(data: ReportData, condition: Condition, table: pa.Table, texts: 
     length = min(int(integers(table, "position").max()) + 1, len(commit) - start)
     table = table.filter(pc.less(table["position"], length))
     steps, end = int(integers(table, "step").max()), start + length
-    given_P = np.array([step < 0 for step in commit[start:end]])
     token_SP = _grid(table, integers(table, "token"), steps, length, fill=0)
     canvas_SP = _grid(table, table["in_canvas"].to_numpy().astype(np.int64), steps, length, fill=0)
     open_SP = canvas_SP == 0
-    unseen_SP = open_SP & np.isnan(_grid(table, floats(table, "probability"), steps, length, np.nan))
+    unscored_SP = np.isnan(_grid(table, floats(table, "probability"), steps, length, np.nan))
+    unseen_SP = open_SP & unscored_SP
+    # Given: held a token before the first step. `commit` does not tell, since a guardrail may have rewritten it later.
+    given_P = ~open_SP[0] & unscored_SP[0]
     # A model that never gives a probability to an open position predicts nothing there: it writes left to right.
     predicts = not open_SP.any() or not np.array_equal(open_SP, unseen_SP)
     text_SP = _text_grid(condition, texts, token_SP, hidden_SP=np.zeros_like(open_SP) if predicts else open_SP)
@@ -148,10 +152,55 @@ def _trajectory(data: ReportData, condition: Condition, table: pa.Table, texts: 
         "predicts": predicts,
         "tokens": [_changes(text_SP[:, p].tolist(), None) for p in range(length)],
         "canvas": [_changes(canvas_SP[:, p].tolist(), int(given_P[p])) for p in range(length)],
+        "interventions": _interventions(condition, texts, row, open_SP, given_P),
         "risk": {view: [round(v, 4) for v in floats(risk, f"risk_{view}").tolist()] for view in VIEWS},
         "grids": {name: _pack(_grid(table, floats(table, name), steps, length, np.nan)) for name in _GRIDS},
         "facts": _facts(data, row),
     }  # fmt: skip
+
+
+def _interventions(
+    condition: Condition,
+    texts: _Texts,
+    row: dict[str, Any],
+    open_SP: npt.NDArray[np.bool_],
+    given_P: npt.NDArray[np.bool_],
+) -> list[dict[str, Any]]:
+    """What guardrails did: per event its step, a phrase, and the response positions that lost a token.
+
+    Args:
+        condition: Supplies the text policy.
+        texts: Dictionary of shown texts.
+        row: The trajectory.
+        open_SP: True where the canvas holds a mask after the step.
+        given_P: True where the initial canvas holds a token.
+
+    Returns:
+        ``step``; ``text``; ``back`` and ``over``: ``[position, text index of the token that stood there]`` of positions
+        that were re-masked and rewritten. A token written over a mask has no predecessor: its text index is -1.
+    """
+    start, (steps, length) = row["response_start"], open_SP.shape
+    masked = np.flatnonzero(~given_P)
+    mask = row["canvas"][start + masked[0]] if len(masked) else None
+    found = []
+    for event in json.loads(row["events"]):
+        step = event["step"]
+        lost: dict[bool, list[list[int]]] = {True: [], False: []}
+        for position, token in zip(event["positions"], event["before"], strict=True):
+            place = position - start
+            if 0 <= place < length and step <= steps:
+                index = UNPREDICTED if token == mask else texts.index(condition, token)
+                lost[bool(open_SP[step - 1, place])].append([place, index])
+        text = _action_phrase(event["action"], len(lost[True]), len(lost[False]))
+        found.append({"step": step, "text": text, "back": lost[True], "over": lost[False]})
+    return found
+
+
+def _action_phrase(action: int, back: int, over: int) -> str:
+    parts = [f"{count} {what}" for count, what in ((back, "taken back"), (over, "rewritten")) if count]
+    parts += ["a commit vetoed"] if action & ACTION_VETO else []
+    parts += ["the reply stopped"] if action & ACTION_STOP else []
+    return ", ".join(parts) or "nothing taken back, the bound on extra steps is reached"
 
 
 def _facts(data: ReportData, row: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Final
 
+from dsprobe.config import UNGUARDED
 from dsprobe.experiment.evaluated import Condition
 
-_PARTS = ("model", "prompts", "attack", "decoding")
+_PARTS: Final = ("model", "prompts", "attack", "decoding", "guardrail")
+
+NO_GUARDRAIL: Final = "no guardrail"
+"""How the unguarded condition is shown; no guardrail can be called so, since labels have no blanks."""
 
 
 def visible(text: str) -> str:
@@ -30,6 +35,12 @@ def _visible_character(character: str) -> str:
     return character
 
 
+def part(condition: Condition, key: str) -> str:
+    """One part of a condition, fit for printing."""
+    value: str = getattr(condition, key)
+    return NO_GUARDRAIL if key == "guardrail" and value == UNGUARDED else visible(value)
+
+
 def label(condition: Condition, among: Sequence[Condition], keys: Sequence[str] = _PARTS) -> str:
     """Shortest readable name of a condition: the parts in which the conditions shown together differ.
 
@@ -38,8 +49,8 @@ def label(condition: Condition, among: Sequence[Condition], keys: Sequence[str] 
         among: All conditions that are shown together.
         keys: Parts to consider, in order.
     """
-    parts = [visible(getattr(condition, key)) for key in keys if len({getattr(c, key) for c in among}) > 1]
-    return " · ".join(parts) or visible(getattr(condition, keys[-1]))
+    parts = [part(condition, key) for key in keys if len({getattr(c, key) for c in among}) > 1]
+    return " · ".join(parts) or part(condition, [key for key in keys if key != "guardrail"][-1])
 
 
 def by_group(conditions: Sequence[Condition]) -> list[tuple[str, list[Condition]]]:
@@ -53,9 +64,12 @@ def by_group(conditions: Sequence[Condition]) -> list[tuple[str, list[Condition]
 
 
 def member_label(condition: Condition, among: Sequence[Condition]) -> str:
-    """Name of a condition under its sub-heading of `by_group`: attack, and decoding where decodings differ."""
-    parts = [condition.attack] + [condition.decoding] * (len({c.decoding for c in among}) > 1)
-    return " · ".join(visible(part) for part in parts)
+    """Name of a condition's cell under its sub-heading of `by_group`: attack, and decoding where decodings differ.
+
+    Conditions of one cell differ by their guardrail, which stands beside the name.
+    """
+    keys = ["attack"] + ["decoding"] * (len({c.decoding for c in among}) > 1)
+    return " · ".join(part(condition, key) for key in keys)
 
 
 def percent(share: float) -> str:

@@ -17,14 +17,17 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, Final
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dsprobe.config import UNGUARDED
 from dsprobe.errors import StorageError
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.storage.objects import ObjectStore
@@ -140,8 +143,11 @@ def _partition(condition: Condition) -> str:
 def _write_partition(store: RunStore, partition: str, records: list[CommitRecord]) -> dict[TableKind, dict[str, Any]]:
     """Write one file per table for one model and attack, condition by condition."""
     writers: dict[TableKind, _Part] = {}
+    unguarded: dict[Condition, pa.Table] = {}
     for _, members in groupby(records, key=lambda r: r.condition.id):
-        for kind, table in _condition_tables(store, list(members)).items():
+        tables = _condition_tables(store, chosen := list(members))
+        tables["trajectories"] = _with_extra_steps(tables["trajectories"], chosen[0].condition, unguarded)
+        for kind, table in tables.items():
             if kind not in writers:
                 writers[kind] = _Part(table.schema)
             writers[kind].write(table)
@@ -163,6 +169,30 @@ def _condition_tables(store: RunStore, records: list[CommitRecord]) -> dict[Tabl
         "step_stats": statistics["step_stats"],
         "position_stats": statistics["position_stats"],
     }
+
+
+def _with_extra_steps(rows: pa.Table, condition: Condition, unguarded: dict[Condition, pa.Table]) -> pa.Table:
+    """Fill `extra_steps` from the unguarded condition of the same cell.
+
+    A condition's id begins with that of its unguarded twin, so the twin has been seen when its turn comes.
+
+    Args:
+        rows: Trajectories of one condition.
+        condition: The condition.
+        unguarded: Identities and steps of the unguarded conditions seen so far; this one is added if it is one.
+    """
+    identity = ["prompt_id", "sample"]
+    if condition.guardrail == UNGUARDED:
+        unguarded[condition] = rows.select([*identity, "num_steps"])
+    twin = unguarded.get(replace(condition, guardrail=UNGUARDED))
+    if twin is None:
+        return rows
+    place = pa.table({"place": np.arange(rows.num_rows)})
+    numbered = rows.select([*identity, "num_steps"]).append_column("place", place["place"])
+    joined = numbered.join(twin, identity, join_type="left outer", right_suffix="_unguarded").sort_by("place")
+    extra = pc.subtract(joined["num_steps"], joined["num_steps_unguarded"])
+    index = rows.schema.get_field_index("extra_steps")
+    return rows.set_column(index, rows.schema.field(index), extra.combine_chunks())
 
 
 def _gather(store: RunStore, records: list[CommitRecord], kind: TableKind) -> pa.Table:

@@ -38,6 +38,8 @@ class StepValues:
     """Masked positions before the step."""
     committed_SB: I16
     """Positions that were masked before the step and hold a token after it."""
+    remasked_SB: I16
+    """Positions that guardrails took back in the step: they held a token after its commits and a mask after it."""
 
 
 def step_values(batch: TrajectoryBatch) -> StepValues:
@@ -69,7 +71,22 @@ def step_values(batch: TrajectoryBatch) -> StepValues:
         values=values,
         masked_SB=masked_SBL.sum(axis=2).astype(np.int16),
         committed_SB=(masked_SBL & batch.committed_SBL).sum(axis=2).astype(np.int16),
+        remasked_SB=remasked(batch),
     )
+
+
+def remasked(batch: TrajectoryBatch) -> I16:
+    """Number of positions that guardrails took back, ``[S, B]``: those of the events that hold a mask afterwards."""
+    changes = [
+        (event["step"] - 1, row, position)
+        for row, events in enumerate(batch.events)
+        for event in events
+        for position in event["positions"]
+    ]
+    step_N, row_N, position_N = np.array(changes, np.intp).reshape(-1, 3).T
+    remasked_SB = np.zeros((batch.max_steps, batch.num_rows), np.int16)
+    np.add.at(remasked_SB, (step_N, row_N), ~batch.committed_SBL[step_N, row_N, position_N])
+    return remasked_SB
 
 
 def masked_before(batch: TrajectoryBatch) -> Bool:

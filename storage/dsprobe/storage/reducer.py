@@ -13,7 +13,7 @@ Statistics are made of it by `dsprobe.storage.statistics.finalise`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 import numpy as np
@@ -226,7 +226,7 @@ def _concat(tables: list[pa.Table]) -> pa.Table:
 
 def _groups(table: pa.Table) -> list[tuple[Condition, str, pa.Table]]:
     """Cut a state table into runs of equal condition and series."""
-    names = ["model", "prompts", "attack", "decoding", "series"]
+    names = [*(part.name for part in fields(Condition)), "series"]
     keys = table.select(names).group_by(names).aggregate([]).to_pylist()
     result = []
     for key in keys:
@@ -234,8 +234,6 @@ def _groups(table: pa.Table) -> list[tuple[Condition, str, pa.Table]]:
         for name in names:
             equal = pc.equal(table[name].cast(pa.string()), key[name])
             mask = equal if mask is None else pc.and_(mask, equal)
-        condition = Condition(
-            model=key["model"], prompts=key["prompts"], attack=key["attack"], decoding=key["decoding"]
-        )
-        result.append((condition, key["series"], table.filter(mask)))
+        series = key.pop("series")
+        result.append((Condition(**key), series, table.filter(mask)))
     return result

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from dsprobe.errors import StorageError, unknown_name
 
-SCHEMA_VERSION: Final = 1
-"""Version of the schemas below; readers refuse files of a newer one."""
+SCHEMA_VERSION: Final = 2
+"""Version of the schemas below; readers refuse files of any other one."""
 
 TableKind = Literal["trajectories", "steps", "positions", "step_stats", "position_stats"]
 """The tables of a run."""
@@ -33,11 +33,12 @@ _LABEL = pa.dictionary(pa.int32(), pa.string())
 """Type of the Hive keys: the type that pyarrow and pandas infer from the folder names."""
 
 _KEYS = {
-    "condition": (pa.string(), "model/prompts/attack/decoding"),
+    "condition": (pa.string(), "model/prompts/attack/decoding, and /guardrail where there is one"),
     "model": (_LABEL, "model label"),
     "prompts": (pa.string(), "prompt-set label"),
     "attack": (_LABEL, "attack label"),
     "decoding": (pa.string(), "decoding label"),
+    "guardrail": (pa.string(), "guardrail label; `none` is unguarded"),
 }
 _ROW = {
     "prompt_id": (pa.string(), "prompt, stable within its set"),
@@ -58,9 +59,15 @@ _COLUMNS: Final[dict[str, dict[str, tuple[pa.DataType, str]]]] = {
         "tokens": (pa.list_(pa.int32()), "final canvas token ids, padding removed"),
         "commit_step": (pa.list_(pa.int16()), "step that last committed the position; -1 = given"),
         "events": (pa.string(), "JSON list of guardrail interventions"),
+        "interventions": (pa.int16(), "intervention events; 0 in unguarded conditions"),
         "text": (pa.string(), "reply text; untrusted"),
         "empty": (pa.bool_(), "the reply has no text"),
         "num_steps": (pa.int16(), "steps until the row was finished"),
+        "extra_steps": (
+            pa.int16(),
+            "steps more than the same row took unguarded, negative where stopped early; "
+            "filled by compaction, null where the run has no such row",
+        ),
         "forward_passes": (pa.int16(), "model forward passes"),
         "fhs_committed": (pa.int32(), "first harmful step, committed view; last step where censored"),
         "fhs_committed_event": (pa.bool_(), "threshold reached, committed view"),
@@ -86,7 +93,8 @@ _COLUMNS: Final[dict[str, dict[str, tuple[pa.DataType, str]]]] = {
         "kl_mean": (pa.float16(), "mean KL(p_s || p_(s-1)) of positions masked before both steps, nats"),
         "masked": (pa.int16(), "masked positions before the step"),
         "committed": (pa.int16(), "positions committed by the step"),
-        "action": (pa.int8(), "bit flags of guardrail actions"),
+        "action": (pa.int8(), "bit flags of guardrail actions: 1 re-mask, 2 rewrite, 4 veto, 8 stop"),
+        "remasked": (pa.int16(), "positions that guardrails took back in the step"),
     },
     "positions": {
         **_KEYS,
@@ -227,12 +235,17 @@ def check_schema(metadata: Mapping[bytes, bytes] | None, where: str) -> None:
         where: The file, for the message.
 
     Raises:
-        StorageError: Not a file of this format, or one of a newer schema version.
+        StorageError: Not a file of this format, or one of another schema version.
     """
     version = (metadata or {}).get(b"dsprobe.schema_version")
     if version is None:
         raise StorageError(f"{where} is not a dsprobe table (no `dsprobe.schema_version` in its metadata).")
     check_version(int(version), "schema", where)
+    if int(version) < SCHEMA_VERSION:
+        raise StorageError(
+            f"{where} has schema version {int(version)}, and this dsprobe reads version {SCHEMA_VERSION}. "
+            "Use the dsprobe that wrote it, or run the experiment again under another name or root."
+        )
 
 
 def check_version(found: int, what: str, where: str, known: int = SCHEMA_VERSION) -> None:

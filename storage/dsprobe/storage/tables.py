@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,12 @@ def trajectories_table(batch: EvaluatedBatch, values: StepValues) -> pa.Table:
         "response_end": end_B,
         "tokens": tokens,
         "commit_step": commit_step,
-        "events": pa.array([json.dumps(events, sort_keys=True) for events in rows.events], pa.string()),
+        "events": pa.array(_events(rows), pa.string()),
+        "interventions": np.array([len(events) for events in rows.events], np.int16),
         "text": pa.array(batch.texts, pa.string()),
         "empty": batch.empty_B,
         "num_steps": rows.num_steps_B,
+        "extra_steps": pa.nulls(rows.num_rows, pa.int16()),
         "forward_passes": rows.forward_passes_B,
         "kl_slope": batch.kl_slope_B,
         "margin": rows.margin_B,
@@ -68,6 +71,7 @@ def steps_table(batch: EvaluatedBatch, values: StepValues) -> pa.Table:
         "masked": values.masked_SB[step_N, row_N],
         "committed": values.committed_SB[step_N, row_N],
         "action": rows.action_SB[step_N, row_N],
+        "remasked": values.remasked_SB[step_N, row_N],
     }
     return _table("steps", columns)
 
@@ -113,14 +117,8 @@ def response_bounds(rows: TrajectoryBatch) -> tuple[npt.NDArray[np.int32], npt.N
 
 
 def condition_columns(condition: Condition, count: int) -> Columns:
-    """The five condition columns, constant over `count` rows."""
-    labels = {
-        "condition": condition.id,
-        "model": condition.model,
-        "prompts": condition.prompts,
-        "attack": condition.attack,
-        "decoding": condition.decoding,
-    }
+    """The condition's id and its parts, constant over `count` rows."""
+    labels = {"condition": condition.id, **asdict(condition)}
     return {name: pa.repeat(pa.scalar(label, pa.string()), count) for name, label in labels.items()}
 
 
@@ -131,6 +129,16 @@ def _row_keys(condition: Condition, rows: TrajectoryBatch, row_N: Index) -> Colu
         "prompt_id": prompt_ids.take(pa.array(row_N)),
         "sample": np.array([key.sample for key in rows.keys], dtype=np.int32)[row_N],
     }
+
+
+def _events(rows: TrajectoryBatch) -> list[str]:
+    """Intervention events of each row as JSON, their positions counted without padding, as those of `tokens`."""
+    index_BL = np.cumsum(rows.real_BL, axis=1) - 1
+    counted = (
+        [{**event, "positions": index_BL[row, event["positions"]].tolist()} for event in events]
+        for row, events in enumerate(rows.events)
+    )
+    return [json.dumps(events, sort_keys=True) for events in counted]
 
 
 def _unpadded(rows: TrajectoryBatch, values_BL: npt.NDArray[np.integer]) -> pa.ListArray:

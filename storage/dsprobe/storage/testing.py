@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dsprobe.decoding.records import NEVER, RowKey, TrajectoryBatch
+from dsprobe.config import UNGUARDED
+from dsprobe.decoding.records import ACTION_NONE, ACTION_REMASK, NEVER, RowKey, TrajectoryBatch
 from dsprobe.experiment.evaluated import Condition, EvaluatedBatch
 from dsprobe.prompts.base import Prompt
 from dsprobe.storage.derived import VIEWS
@@ -17,9 +18,9 @@ MASK, PAD = 1, 0
 """Token ids of the made-up vocabulary."""
 
 
-def synthetic_condition(attack: str = "direct", model: str = "toy") -> Condition:
+def synthetic_condition(attack: str = "direct", model: str = "toy", guardrail: str = UNGUARDED) -> Condition:
     """A condition with made-up labels."""
-    return Condition(model=model, prompts="toy", attack=attack, decoding="default")
+    return Condition(model=model, prompts="toy", attack=attack, decoding="default", guardrail=guardrail)
 
 
 def synthetic_batch(
@@ -35,6 +36,8 @@ def synthetic_batch(
     judges: Sequence[str] = ("keyword",),
 ) -> EvaluatedBatch:
     """B trajectories that commit random positions at random steps; rows end at different steps.
+
+    Those of a guarded condition have interventions.
 
     Args:
         seed: The same seed gives the same batch, but for `wall_seconds_B`.
@@ -70,6 +73,9 @@ def synthetic_batch(
         walk_SB = np.clip(np.cumsum(rng.normal(0.05, 0.2, (steps, rows)), axis=0), 0, 1).astype(np.float32)
         hold_SB = np.minimum(np.arange(steps)[:, None], num_steps_B - 1)
         risks[view] = np.take_along_axis(walk_SB, hold_SB, axis=0)
+    condition = condition or synthetic_condition()
+    open_SBL = ~committed_SBL & response_BL if condition.guardrail != UNGUARDED else np.zeros_like(committed_SBL)
+    taken_SBL = _taken_back(open_SBL, num_steps_B, rng)
     trajectories = TrajectoryBatch(
         keys=[RowKey(prompt_id=f"p{first_prompt + row // 2:05d}", sample=row % 2) for row in range(rows)],
         canvas_BL=np.where(given_BL, tokens_BL, MASK).astype(np.int32),
@@ -88,12 +94,37 @@ def synthetic_batch(
         attribution_SBL=plane(1.0, np.broadcast_to(response_BL, masked_SBL.shape)),
         risk_committed_SB=risks["committed"],
         risk_predicted_SB=risks["predicted"],
-        action_SB=rng.integers(0, 2, (steps, rows)).astype(np.int8),
+        action_SB=np.where(taken_SBL.any(axis=2), ACTION_REMASK, ACTION_NONE).astype(np.int8),
         margin_B=rng.random(rows).astype(np.float32),
         wall_seconds_B=np.random.default_rng().random(rows).astype(np.float32),
-        events=[[{"step": 1, "action": 1}] if row % 3 == 0 else [] for row in range(rows)],
+        events=[_events(taken_SBL[:, row], tokens_BL[row]) for row in range(rows)],
     )
-    return _evaluated(condition or synthetic_condition(), trajectories, risks, threshold, judges, rng)
+    return _evaluated(condition, trajectories, risks, threshold, judges, rng)
+
+
+def _taken_back(
+    masked_SBL: npt.NDArray[np.bool_], num_steps_B: npt.NDArray[np.int16], rng: np.random.Generator
+) -> npt.NDArray[np.bool_]:
+    """Positions that a made-up guardrail takes back as soon as they are written: at some steps of two rows of three."""
+    steps, rows, _ = masked_SBL.shape
+    acting_SB = (rng.random((steps, rows)) < 0.4) & (np.arange(rows) % 3 > 0)
+    acting_SB &= np.arange(1, steps + 1)[:, None] <= num_steps_B
+    taken_SBL: npt.NDArray[np.bool_] = masked_SBL & acting_SB[:, :, None] & (rng.random(masked_SBL.shape) < 0.5)
+    return taken_SBL
+
+
+def _events(taken_SL: npt.NDArray[np.bool_], tokens_L: npt.NDArray[np.int32]) -> list[dict[str, Any]]:
+    """The events of one row, as the recorder writes them."""
+    return [
+        {
+            "step": int(step) + 1,
+            "action": ACTION_REMASK,
+            "positions": (where := np.flatnonzero(taken_SL[step])).tolist(),
+            "before": tokens_L[where].tolist(),
+            "after": [MASK] * len(where),
+        }
+        for step in np.flatnonzero(taken_SL.any(axis=1))
+    ]
 
 
 def _evaluated(

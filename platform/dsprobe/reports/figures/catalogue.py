@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from dsprobe.reports.data import ReportData
 from dsprobe.reports.figures.decode_order import decode_order_data, draw_decode_order
 from dsprobe.reports.figures.drift import KL, RISK, draw_drift, drift_data
+from dsprobe.reports.figures.harm_over_steps import draw_harm_over_steps, harm_over_steps_data
+from dsprobe.reports.figures.interventions import draw_interventions, interventions_data
 from dsprobe.reports.figures.overview import draw_overview, overview_data
 from dsprobe.reports.figures.phase_transition import draw_phase_transition, phase_transition_data
 from dsprobe.reports.figures.risk_heatmap import draw_risk_heatmap, risk_heatmap_data
@@ -33,6 +35,14 @@ class FigureData(Protocol):
         """One plain sentence made from the numbers."""
 
 
+def _guarded(data: ReportData) -> bool:
+    return data.guarded
+
+
+def _always(_data: ReportData) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class FigureSpec:
     """One figure: where its numbers come from and how they are drawn."""
@@ -44,6 +54,8 @@ class FigureSpec:
     how_to_read: str
     collect: Callable[[ReportData], Any]
     draw: Callable[[Any], Figure]
+    wanted: Callable[[ReportData], bool] = _always
+    """Whether a run has what the figure is about; elsewhere it is left out of the report."""
 
 
 FIGURES: Final[tuple[FigureSpec, ...]] = (
@@ -70,7 +82,7 @@ FIGURES: Final[tuple[FigureSpec, ...]] = (
         "Risk drift",
         "How risk drifts",
         "Mean risk of both views against the share of steps (above) and the fraction committed (below). Bands hold the "
-        "middle 50 % and 90 % of the trajectories.",
+        "middle 50 % and 90 % of the trajectories; a curve that turns back, since re-masking lowers φ, has none.",
         lambda data: drift_data(data, RISK, "risk r, 0 to 1"),
         draw_drift,
     ),
@@ -79,7 +91,8 @@ FIGURES: Final[tuple[FigureSpec, ...]] = (
         "KL drift",
         "How the model's mind changes",
         "Mean KL divergence of each masked position's distribution from the step before, in nats. High values are "
-        "steps at which the model changes its mind. Bands hold the middle 50 % and 90 % of the trajectories.",
+        "steps at which the model changes its mind. Bands hold the middle 50 % and 90 % of the trajectories; a curve "
+        "that turns back, since re-masking lowers φ, has none.",
         lambda data: drift_data(data, KL, "KL to the step before, nats", overlay=True),
         draw_drift,
     ),
@@ -100,6 +113,27 @@ FIGURES: Final[tuple[FigureSpec, ...]] = (
         "point-wise 95 % bands. Trajectories that never reach it are censored, not dropped.",
         survival_data,
         draw_survival,
+    ),
+    FigureSpec(
+        "harm-over-steps",
+        "Harm, guarded",
+        "Harm over steps: unguarded against guarded",
+        "Share of rows at or above the harm threshold after each step, one line per guardrail, with point-wise 95 % "
+        "Wilson bands. Finished rows keep their last state up to the last step of their panel.",
+        harm_over_steps_data,
+        draw_harm_over_steps,
+        _guarded,
+    ),
+    FigureSpec(
+        "interventions",
+        "Interventions",
+        "When the guardrails intervene",
+        "Share of all rows that a guardrail intervened on at each step (above), and positions it took back, mean over "
+        "all rows (below). The thin line is the share of rows still being written. An intervention that stops or "
+        "rewrites a row, or whose re-masking would exceed the bound on extra steps, takes no position back.",
+        interventions_data,
+        draw_interventions,
+        _guarded,
     ),
     FigureSpec(
         "decode-order",

@@ -12,7 +12,8 @@ from dsprobe.decoding.records import NEVER
 from dsprobe.metrics.intervals import Interval
 from dsprobe.metrics.summary import commit_steps
 from dsprobe.reports.data import F64, I64, ReportData, columns
-from dsprobe.reports.figures.facets import Facet, facet, left_out, parts_of
+from dsprobe.reports.figures.facets import Facet, facet, left_out, parts_of, shown_guardrails
+from dsprobe.reports.text import part
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +34,7 @@ class DecodeOrderPanel:
     """10 %, 50 % and 90 % quantile of the commit step."""
     tau: Interval
     """Mean Kendall τ-b between position and commit step, in [-1, 1]."""
+    guardrail: str
 
     @property
     def blank(self) -> bool:
@@ -45,6 +47,8 @@ class DecodeOrderData:
     """One panel per condition."""
 
     panels: list[DecodeOrderPanel]
+    guardrails: list[str]
+    """Guardrails that colours stand for; empty where the run compares none."""
 
     @property
     def left_out(self) -> str:
@@ -80,9 +84,10 @@ def decode_order_data(data: ReportData) -> DecodeOrderData:
                 np.nanmean(step_BP, axis=0),
                 np.nanquantile(step_BP, _QUANTILES, axis=0),
                 data.summaries[condition].order_correlation,
+                part(condition, "guardrail"),
             )
         )
-    return DecodeOrderData(panels)
+    return DecodeOrderData(panels, shown_guardrails(data))
 
 
 def draw_decode_order(info: DecodeOrderData) -> Figure:
@@ -90,17 +95,21 @@ def draw_decode_order(info: DecodeOrderData) -> Figure:
     from matplotlib.lines import Line2D
 
     from dsprobe.reports.figures.multiples import Multiples
-    from dsprobe.reports.figures.style import SERIES, SOFT
+    from dsprobe.reports.figures.style import SERIES, SOFT, guardrail_styles
 
+    styles = guardrail_styles(info.guardrails)
+    usual = SOFT if styles else SERIES[0]
     handles = [
-        Line2D([], [], color=SERIES[0], marker="o", linestyle="none", markersize=4, label="mean"),
-        Line2D([], [], color=SERIES[0], alpha=0.4, label="10–90 % of trajectories"),
+        Line2D([], [], color=usual, marker="o", linestyle="none", markersize=4, label="mean"),
+        Line2D([], [], color=usual, alpha=0.4, label="10–90 % of trajectories"),
+        *(Line2D([], [], color=style["color"], label=name) for name, style in styles.items()),
     ]
     grid = Multiples(info.panels, 1.7, ["response position"], "commit step", handles, remarks=True)
     for panel, axes in zip(grid.panels, grid.axes[0], strict=True):
         low_P, _, high_P = panel.quantiles_3P
-        axes.vlines(panel.position_P, low_P, high_P, color=SERIES[0], alpha=0.3, linewidth=1.6)
-        axes.plot(panel.position_P, panel.mean_P, "o", color=SERIES[0], markersize=2.4)
+        colour = styles[panel.guardrail]["color"] if styles else SERIES[0]
+        axes.vlines(panel.position_P, low_P, high_P, color=colour, alpha=0.3, linewidth=1.6)
+        axes.plot(panel.position_P, panel.mean_P, "o", color=colour, markersize=2.4)
         axes.text(1, 1.02, f"τ-b {panel.tau:.2f}", transform=axes.transAxes, fontsize=7.5, color=SOFT, ha="right")
         axes.set_xlim(-1, 1 + max((p.position_P.max(initial=0) for p in grid.panels), default=0))
     for axes in grid.axes[0]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.metrics.summary import VIEWS
 from dsprobe.reports.data import F64, ReportData, floats, integers
-from dsprobe.reports.figures.facets import PARTS, Facet, facet, left_out, parts_of
-from dsprobe.reports.text import number, visible
+from dsprobe.reports.figures.facets import CELL, PARTS, Facet, facet, left_out, parts_of, shown_guardrails
+from dsprobe.reports.text import number, part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,7 @@ class DriftCurve:
 
     quantity: str
     decoding: str
+    guardrail: str
     x: dict[Axis, F64]
     """Abscissa under both schedules: s/S, and the mean fraction committed after the step."""
     mean: F64
@@ -59,6 +61,8 @@ class DriftData:
 
     panels: list[DriftPanel]
     ordinate: str
+    guardrails: list[str]
+    """Guardrails that the curves stand for; empty where the run compares none."""
 
     @property
     def left_out(self) -> str:
@@ -74,24 +78,30 @@ class DriftData:
         change = float(curve.mean[-1] - curve.mean[0])
         verb = "rises" if change > 0 else "falls"
         return (
-            f"The largest change is under {_place(panel, curve)}: mean {self.ordinate.split(',')[0]}"
-            f"{_view_phrase(curve.quantity)} {verb} from {number(curve.mean[0])} to {number(curve.mean[-1])} "
+            f"The largest change is under {_place(panel, curve, self)}: mean {self.ordinate.split(',')[0]}"
+            f"{_view_phrase(panel, curve.quantity)} {verb} from {number(curve.mean[0])} to {number(curve.mean[-1])} "
             f"over the schedule (n = {curve.n})."
         )
 
 
-def _place(panel: DriftPanel, curve: DriftCurve) -> str:
-    name = panel.facet.name
-    return name if curve.decoding in (*panel.facet.row, panel.facet.column) else f"{name}, {curve.decoding}"
+def _place(panel: DriftPanel, curve: DriftCurve, info: DriftData) -> str:
+    name, series = panel.facet.name, curve.guardrail if info.guardrails else curve.decoding
+    return name if series in _shown(panel) else f"{name}, {series}"
 
 
-def _view_phrase(quantity: str) -> str:
+def _view_phrase(panel: DriftPanel, quantity: str) -> str:
     view = quantity.removeprefix("risk_")
-    return f" of the {view} view" if view in VIEWS else ""
+    return f" of the {view} view" if view in VIEWS and f"{view} view" not in _shown(panel) else ""
+
+
+def _shown(panel: DriftPanel) -> tuple[str, ...]:
+    return (*panel.facet.row, panel.facet.column)
 
 
 def drift_data(data: ReportData, quantities: tuple[str, ...], ordinate: str, *, overlay: bool = False) -> DriftData:
     """Collect the curves of some quantities.
+
+    Where guardrails are compared, those of a cell are drawn into one panel, and every quantity has panels of its own.
 
     Args:
         data: Supplies `step_stats`.
@@ -99,15 +109,26 @@ def drift_data(data: ReportData, quantities: tuple[str, ...], ordinate: str, *, 
         ordinate: Label of the ordinate with its unit.
         overlay: Draw all decodings of a model × prompt set × attack into one panel instead of one panel each.
     """
-    keys = [key for key in PARTS if not (overlay and key == "decoding")]
-    among = [parts_of(condition, keys) for condition in data.conditions]
+    compared = shown_guardrails(data)
+    keys = CELL if compared else [key for key in PARTS if not (overlay and key == "decoding")]
+    apart = [[quantity] for quantity in quantities] if compared and len(quantities) > 1 else [list(quantities)]
+    drawn = [(condition, group) for condition in data.conditions for group in apart]
+    among = [parts_of(condition, keys) | _view_part(group, apart) for condition, group in drawn]
     panels: dict[tuple[str, ...], DriftPanel] = {}
-    for condition, parts in zip(data.conditions, among, strict=True):
-        curves = [curve for quantity in quantities if (curve := _curve(data, condition, quantity))]
+    for (condition, group), parts in zip(drawn, among, strict=True):
+        curves = [curve for quantity in group if (curve := _curve(data, condition, quantity))]
         heading = facet(parts, among, data.summaries[condition].n)
         panels.setdefault(tuple(parts.values()), DriftPanel(heading, [])).curves.extend(curves)
     recorded = any(panel.curves for panel in panels.values())
-    return DriftData(list(panels.values()) if recorded else [], ordinate)
+    return DriftData(list(panels.values()) if recorded else [], ordinate, compared)
+
+
+def _view_part(group: Sequence[str], apart: Sequence[Sequence[str]]) -> dict[str, str]:
+    return {"view": _view_name(group[0])} if len(apart) > 1 else {}
+
+
+def _view_name(quantity: str) -> str:
+    return f"{quantity.removeprefix('risk_')} view"
 
 
 def _curve(data: ReportData, condition: Condition, quantity: str) -> DriftCurve | None:
@@ -122,7 +143,8 @@ def _curve(data: ReportData, condition: Condition, quantity: str) -> DriftCurve 
     last = int(integers(committed, "step").max())
     return DriftCurve(
         quantity=quantity,
-        decoding=visible(condition.decoding),
+        decoding=part(condition, "decoding"),
+        guardrail=part(condition, "guardrail"),
         x={"schedule": step[defined] / last, "fraction": fraction[defined]},
         mean=mean[defined],
         bands={name: floats(rows, name)[defined] for name in ("q05", "q25", "q50", "q75", "q95")},
@@ -133,20 +155,21 @@ def _curve(data: ReportData, condition: Condition, quantity: str) -> DriftCurve 
 def draw_drift(info: DriftData) -> Figure:
     """All panels against s/S, and below them all against φ; bands are the 25–75 % and 5–95 % ranges.
 
-    Colour tells the quantities apart where there are several, else the decodings.
+    Colour tells the guardrails apart where they are compared, else the quantities where there are several, else the
+    decodings.
     """
     from matplotlib.lines import Line2D
 
     from dsprobe.reports.figures.multiples import Multiples
 
-    colours = _colours(info)
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    styles = _styles(info)
+    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
     grid = Multiples(info.panels, 1.6, [_X_NAMES[axis] for axis in AXES], info.ordinate, handles)
     top = max((float(curve.bands["q95"].max()) for panel in grid.panels for curve in panel.curves), default=1.0) or 1.0
     for axis, band in zip(AXES, grid.axes, strict=True):
         for panel, axes in zip(grid.panels, band, strict=True):
             for curve in panel.curves:
-                _draw_curve(axes, curve, axis, colours[_series(curve, info)])
+                _draw_curve(axes, curve, axis, styles[_series(curve, info)])
             axes.set_xlim(0, 1)
             axes.set_xticks([0, 0.5, 1])
             axes.set_ylim(-0.04 * top, 1.06 * top)
@@ -155,21 +178,23 @@ def draw_drift(info: DriftData) -> Figure:
 
 def _series(curve: DriftCurve, info: DriftData) -> str:
     """Name under which a curve stands in the legend."""
+    if info.guardrails:
+        return curve.guardrail
     quantities = {c.quantity for panel in info.panels for c in panel.curves}
-    if len(quantities) > 1:
-        return f"{curve.quantity.removeprefix('risk_')} view"
-    return curve.decoding
+    return _view_name(curve.quantity) if len(quantities) > 1 else curve.decoding
 
 
-def _colours(info: DriftData) -> dict[str, str]:
-    from dsprobe.reports.figures.style import SERIES
+def _styles(info: DriftData) -> dict[str, dict[str, Any]]:
+    from dsprobe.reports.figures.style import SERIES, guardrail_styles
 
     names = dict.fromkeys(_series(c, info) for panel in info.panels for c in panel.curves)
-    return {name: SERIES[place % len(SERIES)] for place, name in enumerate(names)}
+    plain = {name: {"color": SERIES[place % len(SERIES)]} for place, name in enumerate(names)}
+    return guardrail_styles(info.guardrails) or plain
 
 
-def _draw_curve(axes: Axes, curve: DriftCurve, axis: Axis, colour: str) -> None:
+def _draw_curve(axes: Axes, curve: DriftCurve, axis: Axis, style: Mapping[str, Any]) -> None:
     x = curve.x[axis]
-    for low, high, alpha in (("q05", "q95", 0.10), ("q25", "q75", 0.20)):
-        axes.fill_between(x, curve.bands[low], curve.bands[high], color=colour, alpha=alpha, linewidth=0)
-    axes.plot(x, curve.mean, color=colour)
+    turns_back = bool((np.diff(x) < 0).any())  # re-masking lowers φ
+    for low, high, alpha in () if turns_back else (("q05", "q95", 0.10), ("q25", "q75", 0.20)):
+        axes.fill_between(x, curve.bands[low], curve.bands[high], color=style["color"], alpha=alpha, linewidth=0)
+    axes.plot(x, curve.mean, **style)

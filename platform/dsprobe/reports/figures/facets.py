@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from dsprobe.experiment.evaluated import Condition
-from dsprobe.reports.text import visible
+from dsprobe.metrics.summary import VIEWS
+from dsprobe.reports.text import part
 
-PARTS: Final = ("model", "prompts", "decoding", "attack")
+if TYPE_CHECKING:
+    from dsprobe.reports.data import ReportData
+
+PARTS: Final = ("model", "prompts", "decoding", "attack", "guardrail")
 """Parts of a condition, in the order in which a row names them."""
+
+CELL: Final = PARTS[:-1]
+"""Parts in which an unguarded condition and its guarded twins agree; a figure that overlays them has one panel each."""
 
 MAX_COLUMNS: Final = 6
 """Most panels side by side; further columns follow below, under their own headings."""
 
-_COLUMNS: Final = ("attack", "decoding", "view", "prompts", "model")
+_COLUMNS: Final = ("attack", "decoding", "guardrail", "view", "prompts", "model")
 """What the columns of a figure are: the first of these in which its panels differ."""
 
 
@@ -38,7 +45,13 @@ class Facet:
 
 def parts_of(condition: Condition, keys: Iterable[str] = PARTS) -> dict[str, str]:
     """Some parts of a condition by key, fit for printing."""
-    return {key: visible(getattr(condition, key)) for key in keys}
+    return {key: part(condition, key) for key in keys}
+
+
+def shown_guardrails(data: ReportData) -> list[str]:
+    """Guardrails as shown, in reading order; empty where the run compares none, so that nothing is overlaid."""
+    found = {condition.guardrail: part(condition, "guardrail") for condition in data.conditions}
+    return [found[name] for name in data.guardrails] if data.compares_guardrails else []
 
 
 def facet(parts: Mapping[str, str], among: Sequence[Mapping[str, str]], n: int) -> Facet:
@@ -58,6 +71,18 @@ def facet(parts: Mapping[str, str], among: Sequence[Mapping[str, str]], n: int) 
         columns += ["prompts"] if len(pairs) <= MAX_COLUMNS else []
     heading = " · ".join(parts[key] for key in columns)
     return Facet(heading, tuple(parts[key] for key in varying if key not in columns), n)
+
+
+def cells_by_view(data: ReportData) -> Iterator[tuple[Facet, str, list[Condition]]]:
+    """Panels that overlay guardrails: heading, view, and the conditions of one cell, the unguarded one first."""
+    cells: dict[tuple[str, ...], list[Condition]] = {}
+    for condition in data.conditions:
+        cells.setdefault(tuple(getattr(condition, key) for key in CELL), []).append(condition)
+    drawn = [(view, members) for members in cells.values() for view in VIEWS]
+    among = [parts_of(members[0], CELL) | {"view": f"{view} view"} for view, members in drawn]
+    for (view, members), parts in zip(drawn, among, strict=True):
+        heading = facet(parts, among, max(data.summaries[condition].n for condition in members))
+        yield heading, view, sorted(members, key=lambda condition: data.guardrails.index(condition.guardrail))
 
 
 class Panel(Protocol):

@@ -33,7 +33,7 @@ class Multiples(Generic[P]):
         panels: Columns and rows appear in order of their first panel.
         height: Height of a panel in inches where there are few rows.
         abscissae: Labels of the x axes; the whole grid is drawn once for each, one below the other.
-        ordinate: Label of the y axes.
+        ordinate: Label of the y axes, or one for each of the abscissae.
         legend: Handles of the legend above all panels.
         strip: Inches to keep free at the top for something else than a legend.
         remarks: Keep a line free above every panel for a remark.
@@ -44,7 +44,7 @@ class Multiples(Generic[P]):
         panels: Sequence[P],
         height: float,
         abscissae: Sequence[str],
-        ordinate: str,
+        ordinate: str | Sequence[str],
         legend: Sequence[Any] = (),
         strip: float = 0.0,
         remarks: bool = False,
@@ -71,10 +71,11 @@ class Multiples(Generic[P]):
             )  # fmt: skip
         self.axes: list[list[Axes]] = []
         """Per abscissa, one axes per panel."""
-        for label in abscissae:
+        ordinates = [ordinate] * len(abscissae) if isinstance(ordinate, str) else ordinate
+        for label, upright in zip(abscissae, ordinates, strict=True):
             placed: dict[int, Axes] = {}
             for chunk in self._chunks:
-                placed |= self._block(chunk, top, label, ordinate)
+                placed |= self._block(chunk, top, label, upright)
                 top += self._block_height(chunk)
             self.axes.append([placed[number] for number in range(len(self._facets))])
 

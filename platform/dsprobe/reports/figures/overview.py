@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.metrics.intervals import Interval
 from dsprobe.reports.data import ReportData
+from dsprobe.reports.figures.facets import shown_guardrails
 from dsprobe.reports.numbers import Measures, measures
-from dsprobe.reports.text import by_group, label, member_label, visible
+from dsprobe.reports.text import by_group, label, member_label, part, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _LABEL: Final = 2.5
 """Width of the condition names in inches."""
+_GUARDRAIL: Final = 1.25
+"""Width of the guardrail names beside them, where guardrails are compared."""
 _ROW: Final = 0.235
 
 _NAMES: Final = {
@@ -24,6 +27,7 @@ _NAMES: Final = {
     "refusal": "refusal",
     "over_refusal": "over-refusal",
     "utility": "utility",
+    "validity": "well-formed reply",
     "empty": "empty reply",
 }
 
@@ -46,6 +50,8 @@ class OverviewData:
 
     conditions: list[Condition]
     panels: list[OverviewPanel]
+    guardrails: list[str]
+    """Guardrails that colours stand for; empty where the run compares none."""
     left_out: str = ""
     """Every condition is drawn."""
 
@@ -84,7 +90,7 @@ def _extremes(known: list[tuple[Interval, Condition]]) -> str:
 
 def _named(condition: Condition, among: list[Condition]) -> str:
     """The attack, and in brackets what else tells the condition from the others of its model."""
-    rest = [k for k in ("prompts", "decoding") if len({getattr(c, k) for c in among}) > 1]
+    rest = [k for k in ("prompts", "decoding", "guardrail") if len({getattr(c, k) for c in among}) > 1]
     return visible(condition.attack) + (f" ({label(condition, among, rest)})" if rest else "")
 
 
@@ -96,7 +102,7 @@ def overview_data(data: ReportData) -> OverviewData:
     for name in sorted(names, key=lambda n: list(_NAMES).index(n.partition(":")[0])):
         measure, _, judge = name.partition(":")
         panels.append(OverviewPanel(measure, _NAMES[measure], visible(judge) if judge else "", _rates(found, name)))
-    return OverviewData(list(data.conditions), panels)
+    return OverviewData(list(data.conditions), panels, shown_guardrails(data))
 
 
 def _rates(found: list[Measures], name: str) -> list[Interval | None]:
@@ -109,48 +115,68 @@ def draw_overview(info: OverviewData) -> Figure:
     from matplotlib.ticker import MultipleLocator
 
     from dsprobe.reports.figures.multiples import fitted
-    from dsprobe.reports.figures.style import INK, SERIES, SOFT, WIDTH
+    from dsprobe.reports.figures.style import INK, SERIES, SOFT, WIDTH, guardrail_styles
 
-    rows = _rows(info.conditions)
+    rows = _rows(info)
+    colours = {name: style["color"] for name, style in guardrail_styles(info.guardrails).items()}
+    left = _LABEL + (_GUARDRAIL if colours else 0.0)
     tall = 1.1 + _ROW * len(rows)
     figure = Figure(figsize=(WIDTH, tall))
-    wide = (WIDTH - _LABEL - 0.1) / len(info.panels)
+    wide = (WIDTH - left - 0.1) / len(info.panels)
     for place, panel in enumerate(info.panels):
-        box = (_LABEL + place * wide, 0.5, wide - 0.25, _ROW * len(rows))
+        box = (left + place * wide, 0.5, wide - 0.25, _ROW * len(rows))
         axes = figure.add_axes((box[0] / WIDTH, box[1] / tall, box[2] / WIDTH, box[3] / tall))
-        _draw_rates(axes, panel, rows, SERIES[place % len(SERIES)])
+        _draw_rates(axes, panel, rows, [colours.get(row.guardrail, SERIES[place % len(SERIES)]) for row in rows])
         for text, y, size, bold in ((panel.title, 0.28, 9.5, True), (panel.judge, 0.45, 8.0, False)):
             line = "".join(fitted(text, box[2] + 0.1, size, bold=bold, lines=1))
             weight, colour = ("bold", INK) if bold else ("normal", SOFT)
             figure.text(box[0] / WIDTH, 1 - y / tall, line, fontsize=size, weight=weight, color=colour)
         axes.xaxis.set_major_locator(MultipleLocator(0.5))
-    for place, (text, number) in enumerate(rows):
+    for place, row in enumerate(rows):
         y = 1 - (0.6 + _ROW * (place + 0.5)) / tall
-        strong = number is None
-        line = fitted(text, _LABEL - 0.2, 8.5, bold=strong, lines=1)[0]
+        strong = row.number is None
+        line = "".join(fitted(row.text, _LABEL - 0.2, 8.5, bold=strong, lines=1))
         weight, colour = ("bold", INK) if strong else ("normal", SOFT)
         figure.text((0.04 if strong else 0.14) / WIDTH, y, line, fontsize=8.5, va="center", weight=weight, color=colour)
-    figure.text((_LABEL + 0.5 * (WIDTH - _LABEL)) / WIDTH, 0.14 / tall, "share", ha="center", color=SOFT, fontsize=8.5)
+        if colours and not strong:
+            name = fitted(row.guardrail, _GUARDRAIL - 0.15, 8.5, lines=1)[0]
+            figure.text(_LABEL / WIDTH, y, name, fontsize=8.5, va="center", color=colours[row.guardrail])
+    figure.text((left + 0.5 * (WIDTH - left)) / WIDTH, 0.14 / tall, "share", ha="center", color=SOFT, fontsize=8.5)
     return figure
 
 
-def _rows(conditions: list[Condition]) -> list[tuple[str, int | None]]:
-    """Lines of the figure: sub-headings without a number, and conditions with theirs."""
-    number = {condition: place for place, condition in enumerate(conditions)}
-    rows: list[tuple[str, int | None]] = []
-    for title, members in by_group(conditions):
-        rows += [(title, None)] if title else []
-        rows += [(member_label(condition, conditions), number[condition]) for condition in members]
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One line of the figure: a sub-heading, or a condition with its number."""
+
+    text: str
+    """Empty under another condition of the same cell."""
+    number: int | None
+    guardrail: str = ""
+
+
+def _rows(info: OverviewData) -> list[_Line]:
+    """Lines of the figure; the name of a cell stands once, before its first guardrail."""
+    number = {condition: place for place, condition in enumerate(info.conditions)}
+    rows: list[_Line] = []
+    for title, members in by_group(info.conditions):
+        rows += [_Line(title, None)] if title else []
+        above = ""
+        for condition in members:
+            name = member_label(condition, info.conditions)
+            repeated = bool(info.guardrails) and name == above
+            rows.append(_Line("" if repeated else name, number[condition], part(condition, "guardrail")))
+            above = name
     return rows
 
 
-def _draw_rates(axes: Axes, panel: OverviewPanel, rows: list[tuple[str, int | None]], colour: str) -> None:
-    for row, (_, number) in enumerate(rows):
-        rate = panel.rates[number] if number is not None else None
+def _draw_rates(axes: Axes, panel: OverviewPanel, rows: list[_Line], colours: list[str]) -> None:
+    for row, (line, colour) in enumerate(zip(rows, colours, strict=True)):
+        rate = panel.rates[line.number] if line.number is not None else None
         if rate is not None:
             axes.plot([rate.low, rate.high], [row, row], color=colour, alpha=0.45, linewidth=2.6)
             axes.plot(rate.value, row, "o", color=colour, markersize=5)
     axes.set_xlim(-0.04, 1.04)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks([row for row, (_, number) in enumerate(rows) if number is not None], labels=[])
+    axes.set_yticks([row for row, line in enumerate(rows) if line.number is not None], labels=[])
     axes.spines["left"].set_visible(False)

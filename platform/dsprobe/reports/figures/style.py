@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from dsprobe.errors import missing_package
+from dsprobe.reports.text import NO_GUARDRAIL
 
 try:
     import matplotlib as mpl
@@ -44,6 +45,32 @@ _RC: Final[dict[str, Any]] = {
     "savefig.facecolor": "none", "svg.fonttype": "none", "svg.hashsalt": "dsprobe",
     "image.interpolation": "nearest", "figure.dpi": 100,
 }  # fmt: skip
+
+GUARDED: Final = (*SERIES[:6], SERIES[7])
+"""Colours of guardrails; without one, conditions are drawn in the colour of the text."""
+_DASHES: Final = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+
+
+def guardrail_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Line style of each guardrail, the same in all figures; with more guardrails than colours, dashes tell them apart.
+
+    Args:
+        names: Guardrails as shown, in reading order.
+
+    Returns:
+        Name → keywords of a matplotlib line. The unguarded one lies broad beneath the others, so that it is seen where
+        a guardrail changes nothing.
+    """
+    styles: dict[str, dict[str, Any]] = {}
+    for name in names:
+        place = len(styles.keys() - {NO_GUARDRAIL})
+        turn, colour = divmod(place, len(GUARDED))
+        styles[name] = (
+            {"color": INK, "linestyle": "-", "linewidth": 3.4, "zorder": 1.9}
+            if name == NO_GUARDRAIL
+            else {"color": GUARDED[colour], "linestyle": _DASHES[turn % len(_DASHES)]}
+        )
+    return styles
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,21 +14,20 @@ from dsprobe.metrics.intervals import Interval
 from dsprobe.metrics.summary import VIEWS
 from dsprobe.metrics.survival import RiskTable, SurvivalCurve, kaplan_meier
 from dsprobe.reports.data import ReportData, integers
-from dsprobe.reports.figures.facets import Facet, facet, left_out, parts_of
-from dsprobe.reports.text import visible
+from dsprobe.reports.figures.facets import CELL, Facet, facet, left_out, parts_of, shown_guardrails
+from dsprobe.reports.text import part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_GROUP: Final = ("model", "prompts", "decoding")
 
 
 @dataclass(frozen=True, slots=True)
 class SurvivalSeries:
     """One curve."""
 
-    attack: str
+    name: str
+    """Attack, or guardrail where guardrails are compared."""
     curve: SurvivalCurve
     median: Interval
     """Median First Harmful Step; infinite where at least half of the trajectories never cross."""
@@ -35,11 +35,11 @@ class SurvivalSeries:
 
 @dataclass(frozen=True, slots=True)
 class SurvivalPanel:
-    """All attacks of one model, prompt set, decoding and view."""
+    """All attacks of one model, prompt set, decoding and view; all guardrails of one cell where they are compared."""
 
     facet: Facet
     where: str
-    """Model, prompt set and decoding, as far as they differ within the figure."""
+    """Model, prompt set, decoding and, where guardrails are compared, attack, as far as they differ."""
     view: str
     series: list[SurvivalSeries]
 
@@ -55,6 +55,8 @@ class SurvivalData:
 
     panels: list[SurvivalPanel]
     theta: float
+    guardrails: list[str]
+    """Guardrails that the curves stand for; empty where they stand for attacks."""
 
     @property
     def left_out(self) -> str:
@@ -66,7 +68,7 @@ class SurvivalData:
         medians: dict[str, dict[str, Interval]] = {}
         for panel in self.panels:
             for s in panel.series:
-                name = f"{s.attack} ({panel.where})" if panel.where else s.attack
+                name = f"{s.name} ({panel.where})" if panel.where else s.name
                 medians.setdefault(name, {})[panel.view] = s.median
         reached = {n: m for n, m in medians.items() if any(math.isfinite(x.value) for x in m.values())}
         if not reached:
@@ -92,25 +94,27 @@ def _bounds(median: Interval) -> str:
 
 def survival_data(data: ReportData) -> SurvivalData:
     """Kaplan–Meier curves from the merged at-risk and event counts in `step_stats`."""
+    overlaid = "guardrail" if data.compares_guardrails else "attack"
+    keys = [key for key in CELL if key != overlaid]
     groups: dict[tuple[str, ...], list[Condition]] = {}
     for condition in data.conditions:
-        groups.setdefault(tuple(getattr(condition, part) for part in _GROUP), []).append(condition)
-    rows = [parts_of(members[0], _GROUP) for members in groups.values()]
+        groups.setdefault(tuple(getattr(condition, key) for key in keys), []).append(condition)
+    rows = [parts_of(members[0], keys) for members in groups.values()]
     among = [row | {"view": view} for row in rows for view in VIEWS]
     panels = []
     for row, members in zip(rows, groups.values(), strict=True):
         where = " · ".join(value for key, value in row.items() if len({other[key] for other in rows}) > 1)
         for view in VIEWS:
-            series = [s for condition in members if (s := _series(data, condition, view))]
+            series = [s for condition in members if (s := _series(data, condition, view, overlaid))]
             if series:
                 heading = facet(row | {"view": f"{view} view"}, among, max(s.curve.table.n for s in series))
                 panels.append(SurvivalPanel(heading, where, view, series))
-    return SurvivalData(panels, data.theta)
+    return SurvivalData(panels, data.theta, shown_guardrails(data))
 
 
-def _series(data: ReportData, condition: Condition, view: str) -> SurvivalSeries | None:
+def _series(data: ReportData, condition: Condition, view: str, overlaid: str) -> SurvivalSeries | None:
     curve = fhs_curve(data, condition, view)
-    return SurvivalSeries(visible(condition.attack), curve, curve.median()) if curve else None
+    return SurvivalSeries(part(condition, overlaid), curve, curve.median()) if curve else None
 
 
 def fhs_curve(data: ReportData, condition: Condition, view: str) -> SurvivalCurve | None:
@@ -126,22 +130,24 @@ def draw_survival(info: SurvivalData) -> Figure:
     from matplotlib.lines import Line2D
 
     from dsprobe.reports.figures.multiples import Multiples
-    from dsprobe.reports.figures.style import SERIES
+    from dsprobe.reports.figures.style import SERIES, guardrail_styles
 
-    attacks = list(dict.fromkeys(s.attack for panel in info.panels for s in panel.series))
-    colours = {attack: SERIES[place % len(SERIES)] for place, attack in enumerate(attacks)}
-    handles = [Line2D([], [], color=colour, label=attack) for attack, colour in colours.items()]
+    attacks = dict.fromkeys(s.name for panel in info.panels for s in panel.series)
+    styles: dict[str, dict[str, Any]] = guardrail_styles(info.guardrails) or {
+        attack: {"color": SERIES[place % len(SERIES)]} for place, attack in enumerate(attacks)
+    }
+    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
     grid = Multiples(info.panels, 1.8, ["denoising step s"], "P(not yet harmful after s)", handles)
     for panel, axes in zip(grid.panels, grid.axes[0], strict=True):
         for series in panel.series:
-            _draw_curve(axes, series.curve, colours[series.attack])
+            _draw_curve(axes, series.curve, styles[series.name])
         axes.set_xlim(0, max(len(series.curve.survival_S) for series in panel.series))
         axes.set_ylim(-0.05, 1.05)
     return grid.finish()
 
 
-def _draw_curve(axes: Axes, curve: SurvivalCurve, colour: str) -> None:
+def _draw_curve(axes: Axes, curve: SurvivalCurve, style: Mapping[str, Any]) -> None:
     steps = np.arange(len(curve.survival_S) + 1)
     axes.fill_between(steps, np.append(1.0, curve.low_S), np.append(1.0, curve.high_S), step="post",
-                      color=colour, alpha=0.14, linewidth=0)  # fmt: skip
-    axes.step(steps, np.append(1.0, curve.survival_S), where="post", color=colour)
+                      color=style["color"], alpha=0.14, linewidth=0)  # fmt: skip
+    axes.step(steps, np.append(1.0, curve.survival_S), where="post", **style)

@@ -37,11 +37,21 @@
   function unpack(raw) {
     const grids = {};
     for (const [name, grid] of Object.entries(raw.grids)) grids[name] = unpackGrid(grid);
+    const inCanvas = raw.canvas.map((c, p) => expand(c, raw.steps, raw.given[p] < 0 ? 0 : 1));
     return {
-      ...raw, grids,
+      ...raw, grids, inCanvas,
       token: raw.tokens.map((c, p) => expand(c, raw.steps, raw.given[p])),
-      inCanvas: raw.canvas.map((c, p) => expand(c, raw.steps, raw.commit[p] < 0 ? 1 : 0)),
+      since: inCanvas.map((row, p) => commitSteps(row, raw, p)),
+      acts: new Map(raw.interventions.map((act) => [act.step, { ...act, back: new Map(act.back), over: new Map(act.over) }])),
     };
+  }
+
+  function commitSteps(row, raw, p) {
+    // Per step: the step that wrote the token in the canvas, 0 where it was given. Guardrails take back and rewrite.
+    const rewritten = new Set(raw.interventions.filter((act) => act.over.some(([q]) => q === p)).map((act) => act.step));
+    const since = new Array(row.length).fill(0);
+    for (let s = 1; s < row.length; s++) since[s] = row[s] && (!row[s - 1] || rewritten.has(s)) ? s : since[s - 1];
+    return since;
   }
 
   const at = (name, s, p) => (s < 1 ? NaN : track.grids[name][(s - 1) * track.length + p]);
@@ -54,8 +64,8 @@
     // Share in [0, 1] of the colour scale at a cell, or NaN where there is nothing to colour.
     if (state.colour === "attribution") return at("attribution", s, p);
     if (state.colour === "entropy") return at("entropy", s, p) / track.topEntropy;
-    const commit = track.commit[p];
-    return commit < 0 || !track.inCanvas[p][s] ? NaN : (commit - 1) / Math.max(1, track.steps - 1);
+    const commit = track.since[p][s];
+    return commit < 1 || !track.inCanvas[p][s] ? NaN : (commit - 1) / Math.max(1, track.steps - 1);
   }
 
   function paint(share, fade = 1) {
@@ -93,19 +103,29 @@
   }
 
   function drawCells() {
-    const s = state.step;
+    const s = state.step, act = track.acts.get(s);
     for (let p = 0; p < track.length; p++) {
-      const cell = cells[p], settled = Boolean(track.inCanvas[p][s]), given = track.commit[p] < 0;
-      const visible = settled || (state.view === "predicted" && s > 0 && track.token[p][s] >= 0);
-      const text = visible ? data.texts[track.token[p][s]] : "";
+      const cell = cells[p], settled = Boolean(track.inCanvas[p][s]), given = settled && track.since[p][s] === 0;
+      const taken = act?.back.get(p) ?? -1;
+      const visible = taken < 0 && (settled || (state.view === "predicted" && s > 0 && track.token[p][s] >= 0));
+      const text = visible ? data.texts[track.token[p][s]] : taken >= 0 ? data.texts[taken] : "";
       cell.textContent = text;
       cell.classList.toggle("masked", !visible);
       cell.classList.toggle("guess", visible && !settled);
       cell.classList.toggle("given", given);
-      cell.classList.toggle("fresh", settled && !given && s > 0 && !track.inCanvas[p][s - 1]);
+      cell.classList.toggle("fresh", settled && s > 0 && track.since[p][s] === s);
+      cell.classList.toggle("taken", taken >= 0);
       cell.style.backgroundColor = visible ? paint(strength(s, p), settled ? 1 : 0.62) : "";
-      cell.setAttribute("aria-label", visible ? text : "undecided");
+      cell.setAttribute("aria-label", visible ? text : taken >= 0 ? `taken back: ${text}` : "undecided");
     }
+  }
+
+  function drawAct() {
+    const line = $("act"), act = track.acts.get(state.step);
+    line.hidden = track.acts.size === 0;
+    line.classList.toggle("acting", Boolean(act));
+    line.textContent = act ? `Guardrail in this step: ${act.text}` : "Guardrail in this step: no intervention";
+    $("legend-act").hidden = track.acts.size === 0;
   }
 
   function drawOutside() {
@@ -145,6 +165,10 @@
     svg.append(shape("text", { x: PLOT.w - PLOT.right, y: PLOT.h - 5, class: "tick end" }, track.steps));
     svg.append(shape("line", { x1: PLOT.left, x2: PLOT.w - PLOT.right, y1: yOf(data.theta), y2: yOf(data.theta), class: "theta" }));
     svg.append(shape("text", { x: PLOT.w - PLOT.right, y: yOf(data.theta) - 4, class: "tick end" }, `θ = ${data.theta}`));
+    for (const s of track.acts.keys()) {
+      const x = xOf(s), y = PLOT.h - PLOT.bottom;
+      svg.append(shape("path", { d: `M${x - 3.5} ${y + 7}h7l-3.5 -6z`, class: "act" }));
+    }
     for (const view of ["predicted", "committed"]) {
       const points = track.risk[view].slice(0, track.steps).map((r, i) => `${xOf(i + 1).toFixed(1)},${yOf(r).toFixed(1)}`);
       svg.append(shape("polyline", { points: points.join(" "), class: `curve ${view}` }));
@@ -178,6 +202,10 @@
         pen.fillStyle = paint(strength(s, p), track.inCanvas[p][s] ? 1 : 0.62);
         pen.fillRect(p * scale, (s - 1) * tall, scale, tall);
       }
+    }
+    pen.fillStyle = css("--bad");
+    for (const act of track.acts.values()) {
+      for (const p of act.back.keys()) pen.fillRect(p * scale, (act.step - 0.75) * tall, scale, Math.max(1, tall / 2));
     }
     pen.fillStyle = css("--ink");
     for (let p = 0; p < track.length; p++) {
@@ -213,10 +241,11 @@
     const badge = (text, tone) => box.append(node("span", `badge ${tone}`, text));
     badge(facts.harmful ? "harmful request" : "benign request", "");
     if (facts.empty) badge("empty reply", "warn");
+    if (track.acts.size) badge(track.acts.size === 1 ? "1 intervention" : `${track.acts.size} interventions`, "warn");
     for (const [judge, decides, verdict] of facts.verdicts) {
       if (verdict === null) continue;
-      const words = { harm: ["judged harmful", "judged harmless"], refusal: ["refused", "not refused"], utility: ["answered correctly", "not answered correctly"] }[decides];
-      const bad = decides === "harm" ? verdict : decides === "utility" ? !verdict : facts.harmful !== verdict;
+      const words = { harm: ["judged harmful", "judged harmless"], refusal: ["refused", "not refused"], utility: ["answered correctly", "not answered correctly"], validity: ["well-formed", "not well-formed"] }[decides];
+      const bad = decides === "harm" ? verdict : decides === "utility" || decides === "validity" ? !verdict : facts.harmful !== verdict;
       badge(`${words[verdict ? 0 : 1]} (${judge})`, bad ? "bad" : "good");
     }
     for (const view of ["committed", "predicted"]) {
@@ -231,15 +260,16 @@
   // ---- hover ---------------------------------------------------------------------------------
 
   function describe(p) {
-    const s = state.step, rows = [], commit = track.commit[p];
+    const s = state.step, rows = [], settled = Boolean(track.inCanvas[p][s]), commit = track.since[p][s];
     // A committed token keeps the numbers of the step that committed it.
-    const moment = commit > 0 && commit <= s ? commit : s;
+    const moment = settled && commit > 0 ? commit : s;
     const number = (name, unit) => {
       const value = at(name, name === "attribution" ? s : moment, p);
       rows.push([name, Number.isNaN(value) ? "–" : value.toFixed(value < 0.1 ? 3 : 2) + unit]);
     };
     rows.push(["position", String(p)]);
-    rows.push(["committed", commit < 0 ? "given" : `step ${commit}`]);
+    const later = track.inCanvas[p].indexOf(1, s);
+    rows.push(["committed", settled ? (commit ? `step ${commit}` : "given") : later < 0 ? "never" : `step ${later}`]);
     number("probability", "");
     number("entropy", " nats");
     number("kl", " nats");
@@ -248,8 +278,8 @@
   }
 
   function showTip(cell) {
-    const tip = $("tip"), p = Number(cell.dataset.position), seen = !cell.classList.contains("masked");
-    tip.replaceChildren(node("strong", "", seen ? cell.textContent : "undecided"));
+    const tip = $("tip"), p = Number(cell.dataset.position);
+    tip.replaceChildren(node("strong", "", cell.getAttribute("aria-label")));
     const list = node("dl");
     for (const [name, value] of describe(p)) list.append(node("dt", "", name === "kl" ? "KL to last step" : name), node("dd", "", value));
     tip.append(list);
@@ -275,6 +305,7 @@
       button.setAttribute("aria-pressed", String(state[button.dataset.set] === button.dataset.value));
     }
     drawCells();
+    drawAct();
     drawOutside();
     moveCursor();
     moveMapCursor();
