@@ -23,7 +23,8 @@ from dsprobe.guardrails import GUARDRAILS, Setting
 from dsprobe.guardrails.base import StepLog, step_log
 from dsprobe.guardrails.build import check_guardrail
 from dsprobe.guardrails.policy import PolicyConfig, strength_span
-from dsprobe.guardrails.policy_network import PolicyHeader, PolicyNetwork, fit_knots
+from dsprobe.guardrails.policy_fit import fit_knots
+from dsprobe.guardrails.policy_network import PolicyHeader, PolicyNetwork
 from dsprobe.guardrails.weighting import WEIGHTINGS
 from dsprobe.prompts.load import load_prompts
 

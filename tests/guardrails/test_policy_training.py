@@ -21,8 +21,12 @@ from dsprobe.errors import ConfigError
 from dsprobe.experiment.manifest import build_manifest
 from dsprobe.experiment.plan import resolve
 from dsprobe.guardrails.policy import ActionConfig
-from dsprobe.guardrails.policy_network import Decisions, PolicyHeader, PolicyNetwork, fit_policy
-from dsprobe.guardrails.policy_training import Outcome, PolicyTraining, Sampler, density, losses, split, train
+from dsprobe.guardrails.policy_fit import Decisions, fit_policy
+from dsprobe.guardrails.policy_losses import density, losses
+from dsprobe.guardrails.policy_network import PolicyHeader, PolicyNetwork
+from dsprobe.guardrails.policy_sampler import Sampler
+from dsprobe.guardrails.policy_settings import PolicyTraining, split
+from dsprobe.guardrails.policy_training import Outcome, train
 from dsprobe.storage.run_store import RunStore
 
 DIJA = {"name": "dija", "placement": "reply", "label": "step {i} :", "spans": 4, "masks_per_span": 6}

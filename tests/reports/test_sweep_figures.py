@@ -12,7 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from dsprobe.reports.figures.attainment import attainment_data
 from dsprobe.reports.figures.importances import importance_data
 from dsprobe.reports.figures.parallel_coordinates import parallel_data
-from dsprobe.reports.figures.pareto import draw_pareto, pareto_data
+from dsprobe.reports.figures.pareto import pareto_data
+from dsprobe.reports.figures.pareto_drawing import draw_pareto
 from dsprobe.reports.figures.style import house_style, svg_text
 from dsprobe.reports.sweep_data import SweepData, short_names
 from dsprobe.reports.sweep_section import SWEEP_FIGURES

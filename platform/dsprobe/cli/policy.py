@@ -45,7 +45,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy on a run's unguarded trajectories and compare it with never and always intervening."""
-    from dsprobe.guardrails.policy_training import PolicyTraining
+    from dsprobe.guardrails.policy_settings import PolicyTraining
     from dsprobe.guardrails.policy_training import train as fit
     from dsprobe.models.load import load_model
 
@@ -68,7 +68,7 @@ def _plan(run: str, model: str | None) -> tuple[Plan, str]:
     """
     from dsprobe.config import GuardrailConfig, RunConfig
     from dsprobe.experiment.plan import resolve
-    from dsprobe.guardrails.policy_training import deciding_judges
+    from dsprobe.guardrails.policy_sampler import deciding_judges
     from dsprobe.registry import validated
     from dsprobe.storage.query import open_run
 

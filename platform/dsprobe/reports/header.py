@@ -46,6 +46,8 @@ def header(data: ReportData) -> Header:
     if shown:
         facts.append(("Versions", visible(", ".join(shown))))
     name = data.manifest.get("run_id") or config.get("name") or "run"
+    if data.sweep is not None:
+        name = data.sweep.front["sweep_id"]
     return Header(visible(str(name)), facts, _notices(data))
 
 

@@ -14,28 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from dsprobe.errors import StorageError
+from dsprobe.reports.sweep_checks import STATES, check_parts
 from dsprobe.reports.text import visible
-
-VERSION: Final = 1
-"""Newest version of ``front.json`` that is understood."""
-
-STATES: Final = ("complete", "stopped", "failed")
 
 FEW_TRIALS_PER_PARAMETER: Final = 10
 """Below so many complete trials per parameter, importances are shown with a warning. A rule of thumb."""
-
-_FRONT_KEYS: Final = (
-    "version", "sweep_id", "objectives", "reference", "confidence", "hypervolume", "knee", "baseline", "points",
-    "attainment", "validation_run", "importances",
-)  # fmt: skip
-_POINT_KEYS: Final = ("label", "trial", "parameters", "guardrail", "objectives", "validation", "attained")
-_TRIAL_KEYS: Final = (
-    "number", "state", "reason", "digest", "rung", "parameters", "objectives", "passes_used", "passes_from_scratch",
-    "wall_seconds", "cached",
-)  # fmt: skip
-_STEP_KEYS: Final = ("trials", "hypervolume", "passes_used", "passes_from_scratch")
-_SEARCH_KEYS: Final = ("sampler", "trials", "rungs", "seed", "concurrency")
 
 _OBJECTIVES: Final = {
     "asr": "attack success rate",
@@ -122,16 +105,7 @@ class SweepData:
             StorageError: A key or an objective is missing, the front was written by a newer version, or the knee
                 is not one of the points.
         """
-        _check_front(front)
-        objectives = front["objectives"]
-        for place, row in enumerate(trials):
-            where = f"trials.parquet, row {place}"
-            _check_keys(where, row, _TRIAL_KEYS)
-            if row["state"] not in STATES:
-                raise StorageError(f"{where}: state `{row['state']}` is not one of {', '.join(STATES)}.")
-            if row["objectives"] is not None:
-                _check_estimates(where, row["objectives"], objectives)
-        _check_keys("The sweep's search", search, _SEARCH_KEYS)
+        check_parts(front, trials, search)
         return cls(front, trials, search)
 
     @cached_property
@@ -251,48 +225,6 @@ def setting_text(value: object) -> str:
     if isinstance(value, str):
         return visible(value)
     return visible(json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _check_front(front: Mapping[str, Any]) -> None:
-    _check_keys("front.json", front, _FRONT_KEYS)
-    if front["version"] > VERSION:
-        raise StorageError(f"front.json has version {front['version']}; this program reads up to {VERSION}.")
-    objectives = front["objectives"]
-    if not objectives:
-        raise StorageError("front.json names no objective.")
-    _check_keys("front.json, hypervolume", front["hypervolume"], ("value", "low", "high"))
-    _check_keys("front.json, reference", front["reference"], objectives)
-    _check_keys("front.json, baseline", front["baseline"], ("objectives",))
-    _check_estimates("front.json, baseline", front["baseline"]["objectives"], objectives)
-    if front["baseline"].get("validation"):
-        _check_estimates("front.json, baseline's validation", front["baseline"]["validation"], objectives)
-    for place, point in enumerate(front["points"]):
-        where = f"front.json, point {place}"
-        _check_keys(where, point, _POINT_KEYS)
-        _check_estimates(where, point["objectives"], objectives)
-        if point["validation"] is not None:
-            _check_estimates(f"{where}'s validation", point["validation"], objectives)
-    for place, step in enumerate(front["attainment"]):
-        _check_keys(f"front.json, attainment {place}", step, _STEP_KEYS)
-    labels = [point["label"] for point in front["points"]]
-    if labels and front["knee"] not in labels:
-        raise StorageError(
-            f"front.json: knee `{front['knee']}` is not one of the points {', '.join(map(str, labels))}."
-        )
-
-
-def _check_estimates(where: str, values: Mapping[str, Any], objectives: Sequence[str]) -> None:
-    _check_keys(where, values, objectives)
-    for name in objectives:
-        _check_keys(f"{where}, `{name}`", values[name], ("value", "low", "high"))
-
-
-def _check_keys(where: str, mapping: object, keys: Iterable[str]) -> None:
-    if not isinstance(mapping, Mapping):
-        raise StorageError(f"{where}: expected a mapping, found {type(mapping).__name__}.")
-    missing = [key for key in keys if key not in mapping]
-    if missing:
-        raise StorageError(f"{where} has no `{missing[0]}`. It has: {', '.join(map(str, mapping))}.")
 
 
 def _point(raw: Mapping[str, Any], objectives: Sequence[str]) -> FrontPoint:

@@ -13,7 +13,8 @@ from dsprobe.reports.figures.attainment import attainment_data, draw_attainment
 from dsprobe.reports.figures.catalogue import FigureSpec
 from dsprobe.reports.figures.importances import draw_importances, importance_data
 from dsprobe.reports.figures.parallel_coordinates import draw_parallel, parallel_data
-from dsprobe.reports.figures.pareto import draw_pareto, pareto_data
+from dsprobe.reports.figures.pareto import pareto_data
+from dsprobe.reports.figures.pareto_drawing import draw_pareto
 from dsprobe.reports.sweep_data import (
     Estimate,
     Estimates,

@@ -8,12 +8,9 @@ the first, a trial of a killed process stays ``RUNNING`` for ever, and a restart
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
@@ -27,7 +24,6 @@ from dsprobe.sweeps.study_opening import (
     INTERRUPTED,
     PARTIAL,
     REASON,
-    RESERVED,
     STOPPED,
     check_names,
     create_or_load,
@@ -36,36 +32,21 @@ from dsprobe.sweeps.study_opening import (
     recover,
 )
 from dsprobe.sweeps.study_storage import open_storage
+from dsprobe.sweeps.study_trials import (
+    FinishedTrial,
+    Proposal,
+    constrain,
+    finished_trial,
+    finite_constraints,
+    finite_values,
+    note,
+)
 
 __all__ = ["ExhaustedSpace", "FinishedTrial", "Proposal", "Study", "quiet_optuna"]
 
 
 class ExhaustedSpace(DSProbeError):  # noqa: N818 - a state of the search, not a mistake
     """Every point of the grid has been proposed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A trial to run."""
-
-    number: int
-    """Its number in the Optuna study."""
-    parameters: dict[str, Any]
-    """Dotted path → number or label; only parameters that exist under the choices made."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinishedTrial:
-    """A trial as the storage knows it."""
-
-    number: int
-    state: Literal["complete", "stopped", "failed"]
-    parameters: dict[str, Any]
-    values: tuple[float, ...] | None
-    """Objectives; those on the prompts that it ran for a stopped trial, `None` for a failed one."""
-    constraints: dict[str, float] = field(default_factory=dict)
-    attributes: dict[str, Any] = field(default_factory=dict)
-    reason: str = ""
 
 
 class Study:
@@ -191,10 +172,10 @@ class Study:
             ValueError: The trial is not running, or something is missing, not finite, or not JSON.
         """
         trial = self._running_trial(number)
-        told = self._finite_values(number, values)
-        bounds = self._finite_constraints(number, constraints)
-        self._note(trial, attributes)
-        self._constrain(trial, {**bounds, STOPPED: -1.0})
+        told = finite_values(number, values, len(self._study.directions))
+        bounds = finite_constraints(number, constraints, self._constraints)
+        note(trial, attributes)
+        constrain(trial, {**bounds, STOPPED: -1.0})
         self._finish(trial, TrialState.COMPLETE, told)
 
     def stop(
@@ -220,10 +201,10 @@ class Study:
             ValueError: See `complete`.
         """
         trial = self._running_trial(number)
-        told = None if values is None else self._finite_values(number, values)
-        bounds = {} if constraints is None else self._finite_constraints(number, constraints)
-        self._note(trial, attributes, {REASON: reason, PARTIAL: told})
-        self._constrain(trial, {**bounds, STOPPED: 1.0})
+        told = None if values is None else finite_values(number, values, len(self._study.directions))
+        bounds = {} if constraints is None else finite_constraints(number, constraints, self._constraints)
+        note(trial, attributes, {REASON: reason, PARTIAL: told})
+        constrain(trial, {**bounds, STOPPED: 1.0})
         measured = told is not None and len(bounds) == len(self._constraints)
         self._finish(trial, *((TrialState.COMPLETE, told) if measured else (TrialState.PRUNED, None)))
 
@@ -241,13 +222,13 @@ class Study:
         trial = self._running_trial(number)
         if reason == INTERRUPTED:
             raise ValueError(f"trial {number}: the reason `{INTERRUPTED}` is kept for trials of killed processes.")
-        self._note(trial, attributes, {REASON: reason})
+        note(trial, attributes, {REASON: reason})
         self._finish(trial, TrialState.FAIL)
 
     def finished(self) -> list[FinishedTrial]:
         """All finished trials by number, without the interrupted ones."""
         return [
-            self._finished_trial(trial)
+            finished_trial(trial, self._space, suggests_all=self._builder.suggests_all)
             for trial in self._trials()
             if trial.state.is_finished() and not interrupted(trial)
         ]
@@ -272,55 +253,7 @@ class Study:
             raise ExhaustedSpace(f"All {len(points)} points of the grid have been proposed.")
         self._study.enqueue_trial(points[self._ordinal])
 
-    def _finite_values(self, number: int, values: Sequence[float]) -> list[float]:
-        told = [float(value) for value in values]
-        if len(told) != len(self._study.directions):
-            raise ValueError(f"trial {number}: {len(told)} values for {len(self._study.directions)} objectives.")
-        if not all(math.isfinite(value) for value in told):
-            raise ValueError(f"trial {number}: values {told} are not finite; use fail() with a reason instead.")
-        return told
-
-    def _finite_constraints(self, number: int, constraints: Mapping[str, float]) -> dict[str, float]:
-        if set(constraints) != set(self._constraints):
-            raise ValueError(
-                f"trial {number}: constraints {sorted(constraints)} given; the study has {sorted(self._constraints)}."
-            )
-        bounds = {key: float(constraints[key]) for key in self._constraints}
-        if not all(math.isfinite(value) for value in bounds.values()):
-            raise ValueError(f"trial {number}: constraints {bounds} are not finite; use fail() with a reason instead.")
-        return bounds
-
-    def _note(self, trial: optuna.Trial, attributes: Mapping[str, Any], own: Mapping[str, Any] = {}) -> None:
-        taken = sorted(RESERVED & set(attributes))
-        if taken:
-            raise ValueError(f"trial {trial.number}: attribute `{taken[0]}` is the study's own; take another name.")
-        try:
-            json.dumps(dict(attributes), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"trial {trial.number}: attributes must be JSON: {error}.") from None
-        for key, value in {**attributes, **own}.items():
-            trial.set_user_attr(key, value)
-
-    @staticmethod
-    def _constrain(trial: optuna.Trial, bounds: Mapping[str, float]) -> None:
-        for key, value in bounds.items():
-            trial.set_constraint(key, value)
-
     def _finish(self, trial: optuna.Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
         with quiet_optuna():
             self._study.tell(trial, values, state=state)
         del self._running[trial.number]
-
-    def _finished_trial(self, trial: FrozenTrial) -> FinishedTrial:
-        own, bounds, parameters = trial.user_attrs, trial.constraints, dict(trial.params)
-        stopped = bounds.pop(STOPPED, -1.0) > 0
-        values = own.get(PARTIAL) if stopped else trial.values
-        return FinishedTrial(
-            number=trial.number,
-            state="failed" if trial.state == TrialState.FAIL else "stopped" if stopped else "complete",
-            parameters=self._space.active(parameters) if self._builder.suggests_all else parameters,
-            values=None if values is None else tuple(values),
-            constraints=bounds,
-            attributes={key: value for key, value in own.items() if key not in RESERVED},
-            reason=own.get(REASON, ""),
-        )
