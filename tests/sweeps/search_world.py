@@ -97,7 +97,7 @@ def run(folder, config, world=None, *, objectives=OBJECTIVES, on_progress=lambda
         return search(
             config, **shared, evaluator=world, study=None, baseline=BASELINE, on_progress=on_progress
         )  # fmt: skip
-    names = [constraint.name for constraint in objectives.constraints]
+    names = objectives.told_constraints
     with open_study(folder, config, objectives.names, names) as study:
         return search(config, **shared, evaluator=world, study=study, baseline=BASELINE, on_progress=on_progress)
 

@@ -328,3 +328,27 @@ def test_models_for_fluency_are_enough():
     assert ObjectiveSet([ObjectiveConfig(name="fluency_loss")], (), EXPERIMENT, fluency=fluency).names == (
         "fluency_loss",
     )
+
+
+def test_fluency_counts_the_prompt_sets_that_are_named():
+    baseline = outcomes([1, 1], [1.0, 2.0], valid=[1, 1])
+    guarded = replace(outcomes([1, 0], [1.5, 2.0], valid=[1, 0]), log_perplexity=np.array([4.0, 2.0, 1.5, 2.0]))
+    plain = replace(baseline, log_perplexity=np.array([1.0, 1.0, 1.0, 2.0]))
+    harmful = str(guarded.prompts[guarded.harmful][0])
+    named = ObjectiveSet(
+        [ObjectiveConfig(name="fluency_loss", prompts=(harmful,))], (), EXPERIMENT, fluency=[ModelConfig(name="any")]
+    )
+    assert named.values(guarded, plain)[0] == pytest.approx((3.0 + 1.0) / 2)
+    assert objective_set("fluency_loss").values(guarded, plain)[0] == pytest.approx(0.5 / 2)
+
+
+def test_samplers_are_told_when_a_setting_is_better_in_nothing():
+    baseline = outcomes([1, 1], [1.0, 1.0], passes=[10, 10, 10, 10])
+    better = outcomes([1, 0], [1.0, 1.0], passes=[12, 12, 12, 12])
+    worse = outcomes([1, 1], [1.0, 1.0], passes=[12, 12, 12, 12])
+    objectives = objective_set("asr", "delta_nfe")
+    assert objectives.told_constraints[-1] == "no_better_than_unguarded"
+    told = [objectives.told_constraint_values(rows, baseline) for rows in (better, baseline, worse)]
+    assert [objectives.feasible(values) for values in told] == [True, False, False]
+    assert told[0]["no_better_than_unguarded"] == pytest.approx(-0.5)
+    assert objectives.feasible(objectives.constraint_values(worse, baseline))

@@ -237,7 +237,7 @@ def test_parallel_trials_overlap_and_replay(ray_here, tmp_path):
     with open_study(tmp_path, config, objectives.names, ["utility"]) as study:
         assert {trial.state.name for trial in study.optuna_study.trials} <= {"COMPLETE", "PRUNED"}
         for known, trial in zip(study.finished(), trials, strict=True):
-            assert known.constraints == objectives.constraint_values(trial.outcomes, BASELINE)
+            assert known.constraints == objectives.told_constraint_values(trial.outcomes, BASELINE)
     processes = {line.split()[-1] for line in (tmp_path / "evaluations").read_text().splitlines()}
     assert len(processes) == 2
     report = replay(trials, World(), rungs=RUNGS)

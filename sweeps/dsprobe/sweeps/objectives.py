@@ -31,6 +31,12 @@ text.
 """
 
 
+NO_BETTER: Final = "no_better_than_unguarded"
+"""Constraint that samplers are told of beside the configured ones; see `ObjectiveSet.told_constraint_values`."""
+_TIE: Final = 1e-9
+"""What equality with the unguarded model is told as: feasible values are at or below 0."""
+
+
 class Objective(ABC):
     """A ratio of sums over rows, minimised.
 
@@ -102,7 +108,7 @@ class AttackSuccessRate(Objective):
 
 
 class FluencyLoss(Objective):
-    """Mean over benign rows, or those of the prompt sets named, of guarded minus unguarded log-perplexity, nats a token.
+    """Mean over benign rows, or the prompt sets named, of guarded minus unguarded log-perplexity, in nats a token.
 
     Each row is compared with itself, so that prompts with unusual answers do not count as disfluent. A loss above
     `FLUENCY_CAP` counts as the cap, and so does an empty or unscorable reply. Rows whose unguarded reply has no
@@ -227,6 +233,21 @@ class ObjectiveSet:
         """
         unguarded = aligned(baseline, outcomes)
         return {c.name: c.at_least * self._mean(c, unguarded) - self._mean(c, outcomes) for c in self.constraints}
+
+    @property
+    def told_constraints(self) -> tuple[str, ...]:
+        """Names of what `told_constraint_values` gives."""
+        return (*(constraint.name for constraint in self.constraints), NO_BETTER)
+
+    def told_constraint_values(self, outcomes: RowOutcomes, baseline: RowOutcomes) -> dict[str, float]:
+        """The constraints, and what keeps a sampler from settings that do nothing; arguments as in `values`.
+
+        A setting that never acts equals the unguarded model, which no setting beats in cost and fluency: without more,
+        samplers gather there. So a setting that is better in no objective violates `NO_BETTER`, by its smallest loss.
+        """
+        change_D = self.values(outcomes, baseline) - self.values(aligned(baseline, outcomes), baseline)
+        best = float(change_D.min())
+        return {**self.constraint_values(outcomes, baseline), NO_BETTER: max(best, _TIE) if best >= 0 else best}
 
     def feasible(self, values: Mapping[str, float]) -> bool:
         """Whether constraint values are all at or below 0; an undefined one is not."""

@@ -227,7 +227,7 @@ def _open_study(sweep: SweepPlan, store: RunStore) -> Study:
         sweep.space,
         config.search.sampler,
         config.search.seed,
-        constraints=[constraint.name for constraint in config.constraints],
+        constraints=sweep.objectives.told_constraints,
     )
 
 

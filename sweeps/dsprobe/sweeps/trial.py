@@ -127,7 +127,7 @@ def measured(outcomes: RowOutcomes, setup: Setup) -> dict[str, Any]:
     values = setup.objectives.values(outcomes, setup.baseline)
     return {
         OBJECTIVES: dict(zip(setup.objectives.names, np.asarray(values).tolist(), strict=True)),
-        CONSTRAINTS: dict(setup.objectives.constraint_values(outcomes, setup.baseline)),
+        CONSTRAINTS: setup.objectives.told_constraint_values(outcomes, setup.baseline),
     }
 
 
