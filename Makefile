@@ -15,6 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
+	$(BIN)/dsprobe sweep demo --trials 24 --limit 16
 	$(BIN)/dsprobe run demo
 
 test: $(VENV)/.installed

@@ -110,7 +110,7 @@ def timed(searcher: str, trials: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         journal = str(Path(folder) / "study.journal")
         own = searcher == "dsprobe"
-        opened = Study.open(journal, "benchmark", objectives.names, space, config.search.sampler, 0) if own else None
+        opened = open_study(journal, objectives, space, config) if own else None
         with opened or nullcontext() as study:
             records = search(
                 config,
@@ -124,6 +124,12 @@ def timed(searcher: str, trials: int) -> list[float]:
             )
     assert [record.state for record in records] == ["complete"] * trials
     return ends
+
+
+def open_study(journal: str, objectives: ObjectiveSet, space: SearchSpace, config: SweepConfig) -> Study:
+    """A fresh study in a journal file."""
+    told = objectives.told_constraints
+    return Study.open(journal, "benchmark", objectives.names, space, config.search.sampler, 0, constraints=told)
 
 
 if __name__ == "__main__":

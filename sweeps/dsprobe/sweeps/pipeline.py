@@ -145,27 +145,35 @@ def run_sweep(sweep: SweepPlan, store: RunStore, listener: Listener) -> SweepRes
     Raises:
         DSProbeError: Resources are missing, the study belongs to another sweep, or the search could not be finished.
     """
-    config = sweep.config
-    execution = config.experiment.execution
-    pool = ReplicaPool.get_or_create(execution.pool, execution, sweep.plan.config.models)
-    evaluator = PoolEvaluator(pool.name, Job(sweep.plan, config.fluency), fork=config.search.fork)
-    archive = Archive(store.objects)
-    listener.stage("unguarded baseline")
-    baseline = _baseline(archive, evaluator)
-    sweep.objectives.check(baseline)
-    listener.stage("search")
-    trials = _search(sweep, store, archive, evaluator, baseline, listener)
-    listener.stage("front")
-    front = _front(sweep, trials, baseline)
+    front, trials, baseline = find_front(sweep, store, listener)
     if sweep.validation is not None and front.points:
         listener.stage("validation on unseen prompts")
-        front = _validated(sweep, front, PoolEvaluator(pool.name, Job(sweep.validation, config.fluency)))
+        front = _validated(sweep, front, _evaluator(sweep, sweep.validation))
     recorded = None
     if front.points:
         listener.stage("recorded run of the chosen settings")
         front, recorded = _record_chosen(sweep, front, store, listener)
     write_front(front, trials, store.objects)
     return SweepResult(front=front, trials=trials, baseline=baseline, recorded=recorded)
+
+
+def find_front(sweep: SweepPlan, store: RunStore, listener: Listener) -> tuple[Front, list[TrialRecord], RowOutcomes]:
+    """The search alone: its front, its trials, and the unguarded rows; arguments as in `run_sweep`."""
+    evaluator, archive = _evaluator(sweep, sweep.plan), Archive(store.objects)
+    listener.stage("unguarded baseline")
+    baseline = _baseline(archive, evaluator)
+    sweep.objectives.check(baseline)
+    listener.stage("search")
+    trials = _search(sweep, store, archive, evaluator, baseline, listener)
+    listener.stage("front")
+    return _front(sweep, trials, baseline), trials, baseline
+
+
+def _evaluator(sweep: SweepPlan, plan: Plan) -> PoolEvaluator:
+    """Settings of a sweep on a plan's prompts, on the sweep's pool."""
+    execution = sweep.config.experiment.execution
+    pool = ReplicaPool.get_or_create(execution.pool, execution, plan.config.models)
+    return PoolEvaluator(pool.name, Job(plan, sweep.config.fluency), fork=sweep.config.search.fork)
 
 
 def replay_sweep(sweep: SweepPlan, store: RunStore, on_progress: Callable[[int, int], None]) -> ReplayReport:
@@ -177,14 +185,12 @@ def replay_sweep(sweep: SweepPlan, store: RunStore, on_progress: Callable[[int, 
         StorageError: The sweep has no recorded trials here.
         DSProbeError: Resources are missing, or another process has the study open.
     """
-    config, execution = sweep.config, sweep.config.experiment.execution
+    rungs = sweep.config.search.rungs
     with _open_study(sweep, store) as study:
-        recorded = trial_records(study.finished(), sweep.space, Archive(store.objects), config.search.rungs)
+        recorded = trial_records(study.finished(), sweep.space, Archive(store.objects), rungs)
     if not recorded:
         raise StorageError(f"{store.url} holds no finished trial to replay. Run the sweep first.")
-    pool = ReplicaPool.get_or_create(execution.pool, execution, sweep.plan.config.models)
-    evaluator = PoolEvaluator(pool.name, Job(sweep.plan, config.fluency), fork=config.search.fork)
-    return replay(recorded, evaluator, rungs=config.search.rungs, on_progress=on_progress)
+    return replay(recorded, _evaluator(sweep, sweep.plan), rungs=rungs, on_progress=on_progress)
 
 
 def _baseline(archive: Archive, evaluator: PoolEvaluator) -> RowOutcomes:

@@ -1,0 +1,109 @@
+"""What a front costs: this sweep against plain Ray Tune + `OptunaSearch` that regenerates every trial.
+
+Run as ``python -m benchmarks.sweep [--trials 60] [--recipe demo]``; prints one JSON line. Both search the recipe's
+space for its objectives with the same sampler and seed, one trial at a time, on replicas of their own; constraints are
+left out, since `OptunaSearch` knows none. Counted are the forward passes and the wall seconds of trials (the unguarded
+baseline included in the passes) until the hypervolume of the trials so far reaches 95 % of the larger of the two final
+ones, and for each of the two 95 % of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.common import show
+from dsprobe.actors.session import ray_session
+from dsprobe.config_loader import load_config
+from dsprobe.storage.run_store import RunStore
+from dsprobe.sweeps.config import SweepConfig
+from dsprobe.sweeps.front import Front
+from dsprobe.sweeps.library import recipes
+from dsprobe.sweeps.pipeline import Listener, find_front, resolve_sweep, sweep_manifest
+from dsprobe.sweeps.records import TrialRecord
+
+SHARE = 0.95
+KINDS = {
+    "dsprobe": (),
+    "optuna_search": ("search.searcher=optuna_search", "search.rungs=[1.0]", "search.fork=false"),
+}
+"""Searcher → what it changes."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a search went: after n trials, the hypervolume, and what it had cost."""
+
+    volume: list[float]
+    passes: list[int]
+    seconds: list[float]
+
+    def until(self, volume: float) -> tuple[int, int, float] | None:
+        """Trials, passes and seconds when a hypervolume was reached first."""
+        reached = next((n for n, found in enumerate(self.volume) if found >= volume), None)
+        return None if reached is None else (reached, self.passes[reached], self.seconds[reached])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    given = [f"search.trials={options.trials}", "constraints=[]", *options.set]
+    courses = {name: run(options.recipe, [*given, *changes]) for name, changes in KINDS.items()}
+    target = SHARE * max(course.volume[-1] for course in courses.values())
+    figures: dict[str, Any] = {"trials": options.trials, "target": target}
+    for name, course in courses.items():
+        figures[f"{name}_final"] = course.volume[-1]
+        figures |= described(name, "target", course.until(target))
+        figures |= described(name, "own", course.until(SHARE * course.volume[-1]))
+        figures[f"{name}_passes"], figures[f"{name}_seconds"] = course.passes[-1], course.seconds[-1]
+    for what in ("target", "own"):
+        ours, plain = (figures[f"{name}_passes_to_{what}"] for name in KINDS)
+        figures[f"passes_ratio_to_{what}"] = plain / ours if ours and plain else None
+    figures["passes_ratio"] = figures["optuna_search_passes"] / figures["dsprobe_passes"]
+    figures["seconds_ratio"] = figures["optuna_search_seconds"] / figures["dsprobe_seconds"]
+    show("sweep", figures)
+
+
+def described(name: str, what: str, reached: tuple[int, int, float] | None) -> dict[str, Any]:
+    """When a target was reached, as figures; empty cells where it never was."""
+    trials, passes, seconds = reached or (None, None, None)
+    return {
+        f"{name}_trials_to_{what}": trials,
+        f"{name}_passes_to_{what}": passes,
+        f"{name}_seconds_to_{what}": seconds,
+    }
+
+
+def run(recipe: str, overrides: Sequence[str]) -> Course:
+    """Search with fresh replicas, a fresh study and an empty archive."""
+    loaded = load_config(recipe, overrides, schema=SweepConfig, recipes=recipes("sweep"))
+    sweep = resolve_sweep(loaded.config)
+    quiet = Listener(search=lambda progress: None, stage=lambda name: None, run=lambda progress: None)
+    with tempfile.TemporaryDirectory() as root, ray_session(sweep.config.experiment.execution, include_dashboard=False):
+        store = RunStore(root, sweep.id)
+        store.write_manifest(sweep_manifest(sweep, loaded.sources))
+        front, trials, _ = find_front(sweep, store, quiet)
+    return course(front, trials)
+
+
+def course(front: Front, trials: Sequence[TrialRecord]) -> Course:
+    """Attainment with cumulative wall seconds of the trials."""
+    seconds = [0.0]
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        seconds.append(seconds[-1] + trial.wall_seconds)
+    return Course(
+        volume=[step.hypervolume for step in front.attainment],
+        passes=[step.passes_used for step in front.attainment],
+        seconds=seconds,
+    )
+
+
+if __name__ == "__main__":
+    main()
