@@ -102,7 +102,7 @@ def run(folder, config, world=None, *, objectives=OBJECTIVES, on_progress=lambda
         return search(config, **shared, evaluator=world, study=study, baseline=BASELINE, on_progress=on_progress)
 
 
-def open_study(folder, config, names=OBJECTIVES.names, constraints=()):
+def open_study(folder, config, names=OBJECTIVES.names, constraints=OBJECTIVES.told_constraints):
     space = SearchSpace(config.space, config.experiment.decodings[0])
     path = str(Path(folder) / "study.journal")
     return Study.open(

@@ -234,7 +234,7 @@ def test_parallel_trials_overlap_and_replay(ray_here, tmp_path):
     objectives = objective_set("asr", "fluency_loss", constraints=[UTILITY])
     trials = run(tmp_path, config, World(delay=0.1), objectives=objectives)
     assert len(trials) == 10
-    with open_study(tmp_path, config, objectives.names, ["utility"]) as study:
+    with open_study(tmp_path, config, objectives.names, objectives.told_constraints) as study:
         assert {trial.state.name for trial in study.optuna_study.trials} <= {"COMPLETE", "PRUNED"}
         for known, trial in zip(study.finished(), trials, strict=True):
             assert known.constraints == objectives.told_constraint_values(trial.outcomes, BASELINE)

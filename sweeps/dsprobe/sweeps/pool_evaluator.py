@@ -64,7 +64,7 @@ class PoolEvaluator:
 
     def evaluate(self, guardrail: GuardrailConfig, start: float, stop: float) -> RowOutcomes:
         """See `Evaluator.evaluate`."""
-        pool = _connected(self._pool)
+        pool = _connected(self._pool, ray.get_runtime_context().get_node_id())
         parts = len(pool.replicas)
         shares = [Share(start=start, stop=stop, part=part, parts=parts) for part in range(parts)]
         waiting = [self._submit(pool, guardrail, share) for share in shares]
@@ -102,8 +102,9 @@ class PoolEvaluator:
 
 
 @functools.cache
-def _connected(pool: str) -> ReplicaPool:
-    """The pool's handles, once per process."""
+def _connected(pool: str, node_id: str) -> ReplicaPool:
+    """The pool's handles, once per process and Ray instance (node ids are never used twice)."""
+    del node_id
     return ReplicaPool.connect(pool)
 
 

@@ -23,11 +23,11 @@ _GUARDRAIL: Final = 1.25
 _ROW: Final = 0.235
 
 _NAMES: Final = {
-    "asr": "attack success",
+    "asr": "ASR",
     "refusal": "refusal",
     "over_refusal": "over-refusal",
     "utility": "utility",
-    "validity": "well-formed reply",
+    "validity": "well-formed",
     "empty": "empty reply",
 }
 
