@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from tests.reports.chromium import browser  # noqa: F401 - a fixture
 
 from dsprobe.metrics.pareto import non_dominated
 from dsprobe.reports.build import build_report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,6 @@ import pytest
 
 from dsprobe.reports.build import build_report
 from dsprobe.reports.data import ReportData
-
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,1000",
-]  # fmt: skip
-
-if not (CHROMIUM.exists() and DRIVER.exists()):
-    pytest.skip(f"needs {CHROMIUM} and {DRIVER}", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    yield driver
-    driver.quit()
-    shutil.rmtree(profile, ignore_errors=True)
 
 
 @pytest.fixture
@@ -136,9 +111,11 @@ def test_play_runs_to_the_end_and_stops(browser: Any, player: Any) -> None:
 
 
 def test_hover_shows_the_token_numbers(browser: Any, player: Any) -> None:
+    from selenium.webdriver import ActionChains
+
     _seek(browser, player, 5)
     cell = player.find_elements("css selector", ".tok")[6]
-    webdriver.ActionChains(browser).move_to_element(cell).perform()
+    ActionChains(browser).move_to_element(cell).perform()
     tip = _role(player, "tip")
     assert tip.is_displayed()
     for word in ("position", "committed", "probability", "entropy", "attribution"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,30 +14,7 @@ from dsprobe.reports.build import build_report
 from dsprobe.reports.data import ReportData
 from dsprobe.reports.sweep_data import SweepData
 
-CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,1000",
-]  # fmt: skip
 RIGHT, LEFT, HOME, END = "\ue014", "\ue012", "\ue011", "\ue010"
-
-if not (CHROMIUM.exists() and DRIVER.exists()):
-    pytest.skip(f"needs {CHROMIUM} and {DRIVER}", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    yield driver
-    driver.quit()
-    shutil.rmtree(profile, ignore_errors=True)
 
 
 @pytest.fixture
@@ -104,18 +80,20 @@ def test_choosing_the_other_axis_swaps_them(explorer: Any) -> None:
 def test_hover_shows_a_setting_and_leaving_brings_the_knee_back(
     browser: Any, explorer: Any, sweep_data: SweepData
 ) -> None:
+    from selenium.webdriver import ActionChains
+
     detail = _role(explorer, "detail")
     assert detail.text.startswith("knee")
     point = next(p for p in sweep_data.points if p.label == "p01")
     halo = _hit(explorer, sweep_data, "p01").find_element("css selector", ".halo")
-    webdriver.ActionChains(browser).move_to_element(halo).perform()
+    ActionChains(browser).move_to_element(halo).perform()
     assert detail.text.startswith("p01")
     assert point.validation is not None
     for name in sweep_data.objectives:
         assert str(point.objectives[name]) in detail.text
         assert f"unseen {point.validation[name]}" in detail.text
     assert f"every {point.parameters['stack.0.every']}" in detail.text
-    webdriver.ActionChains(browser).move_to_element(_role(explorer, "x")).perform()
+    ActionChains(browser).move_to_element(_role(explorer, "x")).perform()
     assert detail.text.startswith("knee")
 
 

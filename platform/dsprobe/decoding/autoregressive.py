@@ -179,7 +179,7 @@ def _records(state: _State, steps: list[_Step], scorer: RiskScorer | None, secon
         response_BL=state.response_BL.cpu().numpy(),
         tokens_BL=state.tokens_BL.int().cpu().numpy(),
         num_steps_B=num_steps,
-        forward_passes_B=num_steps.copy(),
+        forward_passes_B=num_steps.astype(np.int32),
         commit_step_BL=torch.where(active_L, order_L, NEVER).short().cpu().numpy(),
         predicted_SBL=ints_SBL,
         committed_SBL=written_SL[:, None].expand_as(canvas_SBL).cpu().numpy(),

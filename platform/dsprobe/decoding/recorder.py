@@ -155,7 +155,7 @@ class Recorder(Hook):
             response_BL=_numpy(canvas.response_BL),
             tokens_BL=_numpy(canvas.tokens_BL.int()),
             num_steps_B=_numpy(output.num_steps_B.short()),
-            forward_passes_B=_numpy(output.forward_passes_B.short()),
+            forward_passes_B=_numpy(output.forward_passes_B.int()),
             commit_step_BL=_numpy(self._commit_step_BL.short()),
             predicted_SBL=_numpy(predicted_SBL),
             committed_SBL=_numpy(canvas_SBL != canvas.mask_token_id),

@@ -55,8 +55,8 @@ class TrajectoryBatch:
     """Final canvas."""
     num_steps_B: I16
     """Steps the row took until it was finished, extra steps included."""
-    forward_passes_B: I16
-    """Model forward passes spent on the row (2 a step under classifier-free guidance)."""
+    forward_passes_B: I32
+    """Model forward passes spent on the row (2 a step under classifier-free guidance), those of guardrails included."""
     commit_step_BL: I16
     """1-based step that committed the position for the last time; `NEVER` where given."""
     predicted_SBL: I32

@@ -68,7 +68,7 @@ _COLUMNS: Final[dict[str, dict[str, tuple[pa.DataType, str]]]] = {
             "steps more than the same row took unguarded, negative where stopped early; "
             "filled by compaction, null where the run has no such row",
         ),
-        "forward_passes": (pa.int16(), "model forward passes"),
+        "forward_passes": (pa.int32(), "model forward passes, those of guardrails included"),
         "fhs_committed": (pa.int32(), "first harmful step, committed view; last step where censored"),
         "fhs_committed_event": (pa.bool_(), "threshold reached, committed view"),
         "fhs_predicted": (pa.int32(), "first harmful step, predicted view; last step where censored"),

@@ -83,7 +83,7 @@ def synthetic_batch(
         response_BL=response_BL,
         tokens_BL=tokens_BL,
         num_steps_B=num_steps_B,
-        forward_passes_B=num_steps_B.copy(),
+        forward_passes_B=num_steps_B.astype(np.int32),
         commit_step_BL=commit_BL,
         predicted_SBL=np.broadcast_to(tokens_BL, (steps, rows, width)).copy(),
         committed_SBL=committed_SBL,
