@@ -22,7 +22,9 @@ VIEWS = ("predicted", "committed")
 def irreversibility(
     config: ConfigArgument,
     overrides: SetOption = None,
-    steps: Annotated[str, typer.Option(help="Steps s at which the reply is re-masked, 1-based.")] = "8,16,24,32",
+    steps: Annotated[
+        str | None, typer.Option(help="Steps s at which the reply is re-masked, 1-based; quarters if not given.")
+    ] = None,
     shares: Annotated[str, typer.Option(help="Shares ρ of the response positions.")] = "0.2,0.5,1.0",
     target: Annotated[str, typer.Option(help="Which positions: random or attributed.")] = "random",
     view: Annotated[str, typer.Option(help="View in which harm at s is seen: predicted or committed.")] = "predicted",
@@ -36,7 +38,7 @@ def irreversibility(
     if view not in VIEWS:
         raise unknown_name("view", view, VIEWS)
     plan = resolve(load(config, overrides).config)
-    step_list = _numbers(steps, "--steps", 1, plan)
+    step_list = _steps(steps, plan)
     share_list = _shares(shares)
     found: dict[str, Forks] = {}
     for name in plan.models:
@@ -53,14 +55,17 @@ def irreversibility(
         _print(rows, found)
 
 
-def _numbers(text: str, option: str, low: int, plan: Plan) -> list[int]:
+def _steps(text: str | None, plan: Plan) -> list[int]:
+    """Steps that every decoding takes; the quarters of the shortest where none are given."""
     from dsprobe.decoding.schedule import planned_steps
 
-    high = min(planned_steps(decoding) for decoding in plan.config.decodings)
+    last = min(planned_steps(decoding) for decoding in plan.config.decodings)
+    if text is None:
+        return sorted({max(1, last * quarter // 4) for quarter in (1, 2, 3, 4)})
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
-        if not part.isdigit() or not low <= int(part) <= high:
-            raise ConfigError(f"{option} {text}: `{part}` is not a step of every decoding. Allowed: {low} to {high}.")
+        if not part.isdigit() or not 1 <= int(part) <= last:
+            raise ConfigError(f"--steps {text}: `{part}` is not a step of every decoding. Allowed: 1 to {last}.")
     return [int(part) for part in parts]
 
 
