@@ -125,6 +125,20 @@ def test_a_sweep_leaves_a_front_guardrails_and_a_report(swept):
     assert "The front" in page
 
 
+def test_trials_and_front_are_tables_of_the_sweep(swept):
+    from dsprobe.errors import ConfigError
+    from dsprobe.storage.query import query
+
+    folder, shown = swept
+    run_folder = str(folder / "runs" / shown["sweep_id"])
+    found = query(run_folder, "SELECT state, count(*) AS n FROM trials GROUP BY state").to_pylist()
+    assert {row["state"]: row["n"] for row in found} == {k: n for k, n in shown["trials"].items() if n}
+    labels = query(run_folder, 'SELECT label, asr, asr_low, "parameters.renoise.every" FROM front').to_pylist()
+    assert {row["label"] for row in labels} == {point["label"] for point in shown["front"]["points"]}
+    with pytest.raises(ConfigError, match="Allowed: front, trials"):
+        query(run_folder, "SELECT * FROM trajectories")
+
+
 def test_the_same_command_runs_nothing_again_and_more_trials_go_on(swept):
     folder, shown = swept
     archive = folder / "runs" / shown["sweep_id"] / "sweep" / "trials"

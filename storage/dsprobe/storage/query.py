@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
@@ -16,6 +16,9 @@ from dsprobe.storage.compaction import current_files, read_file
 from dsprobe.storage.objects import ObjectStore
 from dsprobe.storage.run_store import MANIFEST, RunStore
 from dsprobe.storage.schemas import TABLES, TableKind, check_schema, schema
+
+SWEEP_TABLES: Final = {"trials": "sweep/trials.parquet", "front": "sweep/front.parquet"}
+"""Tables of a sweep: name → file below its folder."""
 
 Filters = Sequence[tuple[str, str, Any]] | Sequence[Sequence[tuple[str, str, Any]]]
 """pyarrow's filters: ``[("step", "<=", 8), …]`` are joined by *and*, lists of them by *or*."""
@@ -66,7 +69,7 @@ def read_table(run: str | RunStore, table: str, filters: Filters | None = None) 
 
 
 def query(run: str | RunStore, sql: str) -> pa.Table:
-    """Run one SELECT over a run's tables, which are views named as in `TABLES`.
+    """Run one SELECT over a run's tables, views named as in `TABLES`, or over a sweep's, as in `SWEEP_TABLES`.
 
     The files are read where they lie (``file://``, ``s3://``, any fsspec store), only the columns and row groups that
     the query needs. No other file can be read, and nothing written.
@@ -83,11 +86,12 @@ def query(run: str | RunStore, sql: str) -> pa.Table:
     with duckdb.connect(":memory:") as connection:
         _require_select(connection, sql)
         prefix = "" if store.objects.kind == "file" else _register(connection, store.objects)
-        _create_views(connection, store.objects, prefix)
+        views = _views(store.objects)
+        _create_views(connection, store.objects, prefix, views)
         try:
             return connection.sql(sql).to_arrow_table()
         except duckdb.CatalogException as error:
-            raise _unknown_table(error) from None
+            raise _unknown_table(error, views) from None
         except (duckdb.IOException, duckdb.InvalidInputException) as error:
             raise StorageError(f"{store.url}: {error}") from error
         except duckdb.Error as error:
@@ -109,12 +113,19 @@ def _register(connection: duckdb.DuckDBPyConnection, objects: ObjectStore) -> st
     return f"{objects.kind}://"
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, objects: ObjectStore, prefix: str) -> None:
+def _views(objects: ObjectStore) -> dict[str, list[str]]:
+    """Table name → its files."""
+    swept = {name: [path] for name, path in SWEEP_TABLES.items() if objects.exists(path)}
+    return swept or {kind: [entry["path"] for entry in current_files(objects, kind)] for kind in TABLES}
+
+
+def _create_views(
+    connection: duckdb.DuckDBPyConnection, objects: ObjectStore, prefix: str, views: Mapping[str, Sequence[str]]
+) -> None:
     """One view a table; from then on nothing but their files can be opened."""
     everything = []
-    for kind in TABLES:
-        paths = [prefix + objects.path(entry["path"]) for entry in current_files(objects, kind)]
-        files = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+    for kind, paths in views.items():
+        files = ", ".join("'" + (prefix + objects.path(path)).replace("'", "''") + "'" for path in paths)
         connection.execute(f"CREATE VIEW {kind} AS SELECT * FROM read_parquet([{files}], hive_partitioning = false)")
         everything.append(files)
     connection.execute(f"SET allowed_paths = [{', '.join(everything)}]")
@@ -123,9 +134,9 @@ def _create_views(connection: duckdb.DuckDBPyConnection, objects: ObjectStore, p
     connection.execute("SET lock_configuration = true")
 
 
-def _unknown_table(error: duckdb.CatalogException) -> ConfigError:
+def _unknown_table(error: duckdb.CatalogException, views: Iterable[str]) -> ConfigError:
     found = re.search(r"Table with name (\S+) does not exist", str(error))
-    return unknown_name("table", found[1], TABLES) if found else ConfigError(f"The query failed: {error}")
+    return unknown_name("table", found[1], views) if found else ConfigError(f"The query failed: {error}")
 
 
 def _kind(table: str) -> TableKind:
