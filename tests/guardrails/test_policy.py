@@ -206,6 +206,9 @@ def test_the_files_own_digest_and_scorer_are_accepted(file):
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     spec = {"name": "policy", "path": str(file), "digest": digest[:12], "scorer": {"name": "toy_lexicon", "alias": "x"}}
     check_guardrail(GuardrailConfig(name="learned", stack=[spec]), DECODING)
+    wrong = {**spec, "digest": ("0" if digest[0] != "0" else "1") + digest[1:12]}
+    with pytest.raises(ConfigError):
+        check_guardrail(GuardrailConfig(name="learned", stack=[wrong]), DECODING)
 
 
 # ---- in the loop -----------------------------------------------------------------------------------------------------
