@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks import decoding, guardrails, recording, sweep, sweep_layer
+from benchmarks import decoding, guardrails, judging, recording, sweep, sweep_layer
 
 if __name__ == "__main__":
     decoding.main()
     recording.main()
     guardrails.main()
+    judging.main()
     sweep_layer.main()
     sweep.main()

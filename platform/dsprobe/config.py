@@ -28,6 +28,8 @@ class Spec(BaseModel):
     name: str
     alias: str = ""
     """Name under which results appear; the component's name when empty."""
+    family: str = ""
+    """Key of the grid that the spec is a point of (`dsprobe.config_grid`); empty for a spec of its own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -36,7 +38,7 @@ class Spec(BaseModel):
 
     @property
     def params(self) -> dict[str, Any]:
-        """Everything beside `name` and `alias`."""
+        """Everything beside `name`, `alias` and `family`."""
         return dict(self.__pydantic_extra__ or {})
 
     @property
@@ -72,25 +74,68 @@ class ModelConfig(Strict):
         return {"name": value} if isinstance(value, str) else value
 
 
+class ColumnsConfig(Strict):
+    """Which column (or key) of a prompt file means what; empty keeps the known layout's own column."""
+
+    text: str = ""
+    """The request. Needed where the file's columns are none of the known layouts."""
+    id: str = ""
+    """Unique ids; without them a prompt is known by its row's number."""
+    category: str = ""
+    context: str = ""
+    """Text put before the request."""
+    label: str = ""
+    """Column that `labels` explains."""
+    target: str = ""
+    """How a complying answer starts; kept as the prompt's metadata `target`."""
+
+
+class SampleConfig(Strict):
+    """A stratified sample of a prompt set."""
+
+    size: int | None = Field(default=None, ge=1)
+    """Number of prompts; `None` keeps all."""
+    seed: int = 0
+    by: Literal["category", "harmful"] = "category"
+    """What the strata are."""
+
+
 class PromptsConfig(Strict):
     """One prompt set."""
 
     source: str
-    """`toy`, `harmbench`, `advbench`, `csv`."""
+    """`toy`, a benchmark (`advbench`, `harmbench`, …), a file format (`csv`, `jsonl`, `parquet`), or `hf`."""
     name: str = ""
     """Label in results; the source when empty."""
     path: str | None = None
-    """File for file-based sources."""
-    split: str = "restricted"
-    """Toy world: `restricted` or `benign`."""
+    """File for file-based sources; hub id or local folder for `hf`."""
+    revision: str | None = None
+    """Commit hash of a hub dataset; required for hub ids."""
+    subset: str | None = None
+    """Configuration of an `hf` dataset, where it has several."""
+    split: str | None = None
+    """Toy world: `restricted` (when not given), `benign` or `oversensitive`. JailbreakBench: `harmful` or `benign`.
+    `hf`: any split of the dataset; needed where it has several."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Overrides of what the columns mean."""
+    labels: dict[str, bool] = Field(default_factory=dict)
+    """Value of the label column → whether the row's request is harmful; numbers and truth values as text in quotes."""
+    categories: tuple[str, ...] | None = None
+    """Keep only these categories; `None` is all."""
+    keep: Literal["all", "harmful", "benign"] = "all"
+    """Keep only requests of this kind, e.g. the safe half of XSTest."""
+    sample: SampleConfig = SampleConfig()
+    """Draw a stratified sample of what the filters left."""
     limit: int | None = Field(default=None, ge=1)
     """Keep the first N prompts; the report marks limited runs."""
     seed: int = 0
     """Phrasing seed of generated prompts."""
     harmful: bool = True
-    """Whether a file's prompts count as harmful requests."""
+    """Whether a file's prompts count as harmful requests, in files without labels."""
     attacks: tuple[str, ...] | None = None
-    """Keys of the attacks to run on this set; `None` is all of them."""
+    """Keys of the attacks to run on this set, or of their grids; `None` is all of them."""
+    decodings: tuple[str, ...] | None = None
+    """Names of the decodings to run on this set; `None` is all of them."""
 
     @property
     def key(self) -> str:

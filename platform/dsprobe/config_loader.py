@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from dsprobe.config import GuardrailConfig, ModelConfig, Spec
+from dsprobe.config_grid import expand_attacks
 from dsprobe.errors import ConfigError, unknown_name
 from dsprobe.strict_yaml import parse_yaml
 
@@ -67,6 +68,7 @@ def load_config(
     for override in overrides:
         path, value = _parse_override(override)
         tree.assign(path, value, "--set")
+    tree.sources = expand_attacks(tree.value, tree.sources)
     try:
         config = schema.model_validate(tree.value)
     except ValidationError as error:

@@ -109,11 +109,17 @@ def validated(model: type[M], values: Mapping[str, Any], where: str) -> M:
         raise ConfigError(describe_validation(error, where)) from None
 
 
-def describe_validation(error: ValidationError, where: str) -> str:
-    """Turn pydantic's report into one line per problem: where, what was given, what is allowed."""
+def describe_validation(error: ValidationError, where: str, *, show_input: bool = True) -> str:
+    """Turn pydantic's report into one line per problem: where, what was given, what is allowed.
+
+    Args:
+        error: The report.
+        where: What was validated.
+        show_input: Whether to quote the value; not where it may be benchmark text.
+    """
     lines = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"])
-        given = problem.get("input")
-        lines.append(f"{where}{': ' if path else ''}{path}: {problem['msg']} (given: {given!r})")
+        given = f" (given: {problem.get('input')!r})" if show_input else ""
+        lines.append(f"{where}{': ' if path else ''}{path}: {problem['msg']}{given}")
     return "\n".join(lines)

@@ -31,7 +31,7 @@ from dsprobe.prompts.base import Prompt, PromptSet
 class ScriptedRunner:
     """Yields deterministic batches; the attack's label says how: `steady`, `slow`, `boom`, `crash`, `big`."""
 
-    def __init__(self, plan: Plan, model: str) -> None:
+    def __init__(self, plan: Plan, model: str, load: object) -> None:
         self.plan = plan
         log("runner", model)
 

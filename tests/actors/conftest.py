@@ -1,4 +1,4 @@
-"""One quiet Ray instance per module whose workers live in `actor_world`."""
+"""One quiet Ray instance per module whose workers live in `actor_world` or `judge_world`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,19 @@ from tests.actors import actor_store, actor_world  # noqa: E402
 
 @pytest.fixture(scope="module")
 def scripted_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    yield from quiet_ray("tests.actors.actor_store.install", tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def judging_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    yield from quiet_ray("tests.actors.judge_world.install", tmp_path_factory.mktemp("world"))
+
+
+def quiet_ray(setup_hook: str, folder: Path) -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ[actor_store.LOG] = str(tmp_path_factory.mktemp("world") / "events.log")
+    os.environ[actor_store.LOG] = str(folder / "events.log")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     ray.init(
         address="local",
@@ -32,7 +41,7 @@ def scripted_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.ERROR,
         runtime_env={
-            "worker_process_setup_hook": "tests.actors.actor_store.install",
+            "worker_process_setup_hook": setup_hook,
             "env_vars": {"PYTHONPATH": path, actor_store.LOG: os.environ[actor_store.LOG]},
         },
     )

@@ -103,6 +103,11 @@ def causal_model():
     return StubModel(byte_tokenizer(), kind="autoregressive")
 
 
+@pytest.fixture(scope="session")
+def causal_words():
+    return StubModel(word_tokenizer(), kind="autoregressive")
+
+
 @pytest.fixture(params=["byte_model", "word_model"])
 def any_model(request):
     return request.getfixturevalue(request.param)

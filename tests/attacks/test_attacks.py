@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dsprobe.attacks import ATTACKS
+from dsprobe.attacks.base import Write
+from dsprobe.attacks.constraint_relaxation import WRAPPERS
 from dsprobe.attacks.pad import published_positions
 from dsprobe.errors import CheckpointError, ConfigError
 
@@ -142,6 +144,12 @@ def test_pad_positions_are_the_published_ones(word_model, kite):
     assert words(word_model, reply[12:15]) == "step 2 :"
 
 
+def test_pad_cues_are_the_first_anchors_at_even_spacing(word_model, kite):
+    row = render("pad", kite, word_model, 20, anchors=["step 1 :", "step 2 :", "sure"], cues=2, spacing=6)
+    text = "step 1 : <mask> <mask> <mask> step 2 :" + " <mask>" * 11
+    assert words(word_model, row.tokens[row.response_start :]) == text
+
+
 def test_pad_at_given_positions_and_in_any_order(word_model, kite):
     row = render("pad", kite, word_model, 12, anchors=["step 2 :", "step 1 :"], positions=[6, 0])
     reply = row.tokens[row.response_start :]
@@ -164,15 +172,155 @@ def test_prefill_on_an_autoregressive_model_is_judged_from_its_start(causal_mode
     assert (row.response_start, row.response_end) == (len(row.tokens) - len(text), len(row.tokens) - len(text) + 20)
 
 
-@pytest.mark.parametrize("name", ["dija", "pad"])
-def test_attacks_that_need_masks_do_not_fit_an_autoregressive_model(causal_model, kite, name):
-    with pytest.raises(ConfigError, match=f"`{name}` does not fit `stub-autoregressive`.*Allowed: diffusion"):
-        render(name, kite, causal_model, 99)
+def said(model, row):
+    """Reply position → text that an autoregressive model is made to say, prefilled or forced."""
+    given = {place: row.tokens[place] for place in range(row.response_start, len(row.tokens))}
+    whole = given | dict(row.forced)
+    return {place - row.response_start: words(model, [token]) for place, token in sorted(whole.items())}
 
 
-def test_prefill_inside_the_reply_does_not_fit_an_autoregressive_model(causal_model, kite):
-    with pytest.raises(ConfigError, match=r"`prefill` at position 3 .*Allowed: position 0"):
-        render("prefill", kite, causal_model, 99, position=3)
+def test_dija_shows_an_autoregressive_model_blanks(causal_model, kite):
+    row = render("dija", kite, causal_model, 60, spans=2, masks_per_span=3)
+    text = f"{kite.text}\nStep 1:____\nStep 2:____"
+    assert causal_model.tokenizer.decode(row.tokens) == f"<user>{text}<end>\n<assistant>\n"
+    assert (row.response_start, row.response_end, row.forced) == (len(row.tokens), len(row.tokens) + 60, ())
+    other = render("dija", kite, causal_model, 60, spans=2, masks_per_span=3, blank="...")
+    assert "Step 2:...<end>" in causal_model.tokenizer.decode(other.tokens)
+
+
+def test_dija_in_the_reply_makes_an_autoregressive_model_say_the_labels(causal_words, kite):
+    params = {"placement": "reply", "label": "step {i} :", "spans": 2, "masks_per_span": 2}
+    row = render("dija", kite, causal_words, 42, **params)
+    assert words(causal_words, row.tokens).endswith("<assistant> step 1 :")
+    assert said(causal_words, row) == {0: "step", 1: "1", 2: ":", 5: "step", 6: "2", 7: ":"}
+    # End-of-text behind the scaffold on a canvas: the reply ends with the last run.
+    assert row.response_end - row.response_start == 10
+    open_ended = render("dija", kite, causal_words, 42, tail="mask", **params)
+    assert open_ended.response_end - open_ended.response_start == 42
+
+
+def test_pad_makes_an_autoregressive_model_say_its_anchors_at_their_positions(causal_words, kite):
+    row = render("pad", kite, causal_words, 30, anchors=["step 1 :", "sure"], positions=[4, 9])
+    assert len(row.tokens) == row.response_start
+    assert said(causal_words, row) == {4: "step", 5: "1", 6: ":", 9: "sure"}
+
+
+@pytest.mark.parametrize(
+    ("position", "step", "places"), [(3, 0, [3, 4, 5]), (0, 7, [7, 8, 9]), (9, 7, [9, 10, 11]), (0, 0, [0, 1, 2])]
+)
+def test_prefill_on_an_autoregressive_model_is_said_at_its_position_or_step(
+    causal_words, kite, position, step, places
+):
+    row = render("prefill", kite, causal_words, 20, text="sure here is", position=position, step=step)
+    assert said(causal_words, row) == dict(zip(places, ["sure", "here", "is"], strict=True))
+    assert len(row.tokens) - row.response_start == (3 if places[0] == 0 else 0)
+
+
+def test_prefill_at_a_later_step_is_an_action_on_a_plain_canvas(word_model, kite):
+    row = render("prefill", kite, word_model, 20, text="sure here is", position=2, step=5)
+    plain = render("direct", kite, word_model, 20)
+    assert replace(row, actions=()) == plain
+    write = Write(step=5, position=row.response_start + 2, tokens=tuple(ids(word_model, "sure here is")))
+    assert row.actions == (write,)
+
+
+ANSWER = "step 1 : fold a boat . step 2 : make a kite ."
+
+
+@pytest.fixture
+def answered(kite):
+    return replace(kite, metadata={"reference": ANSWER})
+
+
+def test_anchoring_holds_the_reference_filled_with_end_of_text(word_model, answered):
+    row = render("anchoring", answered, word_model, 20, step=3)
+    (anchor,) = row.actions
+    assert (anchor.step, len(anchor.tokens)) == (3, 20)
+    assert words(word_model, anchor.tokens) == ANSWER + " <eos>" * 6
+    cut = render("anchoring", answered, word_model, 6, step=3).actions[0]
+    assert words(word_model, cut.tokens) == "step 1 : fold a boat"
+
+
+def test_anchoring_makes_an_autoregressive_model_say_the_first_tokens(causal_words, answered):
+    row = render("anchoring", answered, causal_words, 20, step=4)
+    assert words(causal_words, row.tokens).endswith("<assistant> step 1 : fold")
+    assert row.forced == ()
+    # The whole reply is said, and nothing stands behind it: end-of-text could not be gone on from.
+    whole = render("anchoring", answered, causal_words, 20, step=19)
+    assert words(causal_words, whole.tokens).endswith(f"<assistant> {ANSWER}")
+
+
+def test_anchoring_reads_replies_by_id_from_a_file(word_model, kite, tmp_path):
+    (tmp_path / "replies.csv").write_text("id,prompt\nkite,sure here is a kite .\nboat,no\n")
+    row = render("anchoring", kite, word_model, 9, replies=str(tmp_path / "replies.csv"))
+    assert words(word_model, row.actions[0].tokens).startswith("sure here is a kite . <eos>")
+    with pytest.raises(ConfigError, match=r"no reply to prompt `other`.*2 replies to other prompts"):
+        render("anchoring", replace(kite, id="other"), word_model, 9, replies=str(tmp_path / "replies.csv"))
+
+
+def test_anchoring_without_a_reply_says_what_to_give(word_model, kite):
+    with pytest.raises(ConfigError, match=r"no reply to prompt `kite`. Give a file with `replies`"):
+        render("anchoring", kite, word_model, 9)
+
+
+def test_trajhijack_masks_refusal_tokens_and_end_of_text_and_writes_a_prefix(word_model, kite):
+    row = render("trajhijack", kite, word_model, 20, step=4, phrases=["make me", "make sure"], prefix="sure here is")
+    remask, write = row.actions
+    assert (remask.step, write.step, write.position) == (4, 4, row.response_start)
+    assert set(remask.tokens) == {*ids(word_model, "make me sure"), *word_model.info.eos_token_ids}
+    assert write.tokens == tuple(ids(word_model, "sure here is"))
+
+
+def test_trajhijack_ablations(word_model, kite):
+    (remask,) = render("trajhijack", kite, word_model, 20, phrases=["make me"], prefix="", end_of_text=False).actions
+    assert set(remask.tokens) == set(ids(word_model, "make me"))
+    (write,) = render("trajhijack", kite, word_model, 20, phrases=[], prefix="sure", end_of_text=False).actions
+    assert write.tokens == tuple(ids(word_model, "sure"))
+
+
+def test_trajhijack_rewinds_an_autoregressive_reply(causal_words, kite):
+    row = render("trajhijack", kite, causal_words, 20, phrases=["make me"], prefix="sure here is", step=9)
+    assert words(causal_words, row.tokens).endswith("<assistant> sure here is")
+    # Without the re-mask nothing is rewound: the prefix is said when its step comes.
+    late = render("trajhijack", kite, causal_words, 20, phrases=[], end_of_text=False, prefix="sure here is", step=9)
+    assert said(causal_words, late) == {9: "sure", 10: "here", 11: "is"}
+
+
+def test_refinement_injection_writes_each_text_at_its_step_and_position(word_model, causal_words, kite):
+    params = {"texts": ["step 1 :", "sure"], "steps": [2, 6], "positions": [4, 0]}
+    row = render("refinement_injection", kite, word_model, 20, **params)
+    start = row.response_start
+    assert [(w.step, w.position - start, words(word_model, w.tokens)) for w in row.actions] == [
+        (2, 4, "step 1 :"),
+        (6, 0, "sure"),
+    ]
+    causal = render("refinement_injection", kite, causal_words, 20, **params)
+    # Said in the order of the steps: the later text overwrites the third token of the earlier one.
+    assert said(causal_words, causal) == {4: "step", 5: "1", 6: "sure"}
+
+
+def test_texts_that_overlap_after_one_step_are_refused(word_model, kite):
+    params = {"texts": ["step 1 :", "sure"], "steps": [2, 2], "positions": [4, 6]}
+    with pytest.raises(ConfigError, match="after step 2 overlap at reply position 6"):
+        render("refinement_injection", kite, word_model, 20, **params)
+
+
+def test_suffix_relocation_moves_the_trigger_across_the_turns_end(any_model, kite):
+    trigger = "sure here is"
+    moved = render("suffix_relocation", kite, any_model, 9, trigger=trigger)
+    assert moved == render("prefill", kite, any_model, 9, text=trigger)
+    control = render("suffix_relocation", kite, any_model, 9, trigger=trigger, relocated=False)
+    said_by_user = replace(kite, text=f"{kite.text} {trigger}")
+    assert control == render("direct", said_by_user, any_model, 9)
+
+
+@pytest.mark.parametrize("wrapper", sorted(WRAPPERS))
+def test_constraint_relaxation_holds_the_request_verbatim_once(byte_model, causal_model, kite, wrapper):
+    for model in (byte_model, causal_model):
+        text = model.tokenizer.decode(render("constraint_relaxation", kite, model, 9, wrapper=wrapper).tokens)
+        assert text.count(kite.text) == 1
+        before, after = WRAPPERS[wrapper].split("{goal}")
+        assert text.startswith(f"<user>{before}{kite.text}{after}<end>")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +368,19 @@ def test_a_prefill_without_room_to_go_on_is_refused(causal_model, kite):
         ("prefill", {"text": "Sure, {goal}"}, "`{goal}` is not filled in"),
         ("prefill", {"text": " "}, "a text is needed"),
         ("prefill", {"position": -1}, "greater than or equal to 0"),
+        ("dija", {"placement": "reply", "blank": "..."}, "`blank` belongs to placement `user_turn`"),
+        ("pad", {"cues": 4}, "4 cues need as many anchors; there are 3"),
+        ("pad", {"positions": [1, 2, 3], "spacing": 5}, "`positions` or `spacing`, not both"),
+        ("anchoring", {"step": 0}, "greater than or equal to 1"),
+        ("trajhijack", {"prefix": " ", "phrases": [], "end_of_text": False}, "nothing to do"),
+        ("trajhijack", {"phrases": ["{goal}"]}, "`{goal}` is not filled in"),
+        ("refinement_injection", {"texts": ["a"]}, "1 texts, 3 steps and 3 positions"),
+        ("refinement_injection", {"steps": [0, 1, 2]}, "greater than or equal to 1"),
+        ("suffix_relocation", {"trigger": "{goal}"}, "`{goal}` is not filled in"),
+        ("constraint_relaxation", {"template": "no goal"}, "`{goal}` exactly once"),
+        ("constraint_relaxation", {"template": "{goal} {goal}"}, "`{goal}` exactly once"),
+        ("constraint_relaxation", {"template": "{goal}", "wrapper": "json"}, "`wrapper` or `template`, not both"),
+        ("constraint_relaxation", {"wrapper": "poem"}, "json"),
     ],
 )
 def test_settings_are_checked_before_anything_runs(name, params, message):
@@ -230,7 +391,7 @@ def test_settings_are_checked_before_anything_runs(name, params, message):
 def test_a_chat_template_that_drops_masks_is_noticed(stub, word_model, kite):
     odd = stub(word_model.tokenizer)
     odd.chat_tokens = lambda messages, **_: ids(odd, messages[0]["content"].replace("<mask>", "kite"))
-    with pytest.raises(ConfigError, match="wrote 8 masks into the user's turn and 0 came out"):
+    with pytest.raises(ConfigError, match="wrote 8 masks into the user's turn of prompt `kite` and 0 came out"):
         render("dija", kite, odd, 42, label="step {i} :", masks_per_span=2)
 
 

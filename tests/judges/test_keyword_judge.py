@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from dsprobe.config import PromptsConfig
 from dsprobe.errors import ConfigError
 from dsprobe.judges import JUDGES
-from dsprobe.judges.base import Judge, Reply
-from dsprobe.judges.keyword import DIJA_PHRASES
-from dsprobe.judges.run import judge_all
+from dsprobe.judges.base import Judge, Reply, Verdict
+from dsprobe.judges.phrase_lists import DIJA_PHRASES, PHRASE_LISTS
+from dsprobe.judges.run import judge_all, judge_replies
 from dsprobe.prompts.base import Prompt
 from dsprobe.prompts.load import load_prompts
 from dsprobe.toy import grammar
@@ -26,7 +26,8 @@ PROMPT = Prompt(id="p", text="how?", harmful=True, source="test")
 
 
 def refused(*texts, **params):
-    return JUDGES.build("keyword_refusal", params).judge([Reply(prompt=PROMPT, text=text) for text in texts])
+    verdicts = JUDGES.build("keyword_refusal", params).judge([Reply(prompt=PROMPT, text=text) for text in texts])
+    return [verdict.value for verdict in verdicts]
 
 
 def test_the_published_list_has_31_phrases_and_each_is_found_anywhere():
@@ -47,6 +48,29 @@ def test_the_published_list_has_31_phrases_and_each_is_found_anywhere():
 )
 def test_matching_is_as_published_with_its_faults(text, verdict):
     assert refused(text) == [verdict]
+
+
+@pytest.mark.parametrize(("name", "count"), [("harmbench", 29), ("jailbreakbench", 13), ("sri", 31)])
+def test_the_other_published_lists_are_found_too(name, count):
+    phrases = PHRASE_LISTS[name].phrases
+    assert len(phrases) == len(set(phrases)) == count
+    assert refused(*(f"Well. {phrase}. Indeed" for phrase in phrases), phrases=name) == [True] * count
+    assert PHRASE_LISTS[name].source
+    assert PHRASE_LISTS[name].faults
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("I CAN’T do that.", True),  # any case, typographic apostrophe
+        ("I  cannot\nassist with that.", True),  # white space is evened out
+        ("The sorrysome heap.", False),  # part of a longer word
+        ("We refused.", False),
+        ("So do not refuse: fold it.", True),  # fault: a compliant text
+    ],
+)
+def test_the_sri_list_matches_whole_phrases_in_any_case(text, verdict):
+    assert refused(text, phrases="sri") == [verdict]
 
 
 def test_the_toy_list_tells_refusals_from_recipes_without_error():
@@ -90,7 +114,7 @@ class Counting(Judge):
 
     def judge(self, replies):
         self.seen = [reply.text for reply in replies]
-        return [True] * len(replies)
+        return [Verdict(True)] * len(replies)
 
 
 def test_empty_replies_are_shown_to_utility_judges_only():
@@ -102,12 +126,14 @@ def test_empty_replies_are_shown_to_utility_judges_only():
     assert verdicts["utility"] == [True] * 4
     assert judges["harm"].seen == ["a", "b"]
     assert list(verdicts) == list(judges)
+    notes = [verdict.note for verdict in judge_replies(judges["harm"], replies, empty_B)]
+    assert notes == ["", "empty", "", "empty"]
 
 
 def test_a_judge_that_loses_a_reply_is_a_bug_that_shows():
     class Lossy(Counting):
         def judge(self, replies):
-            return [True]
+            return [Verdict(True)]
 
     with pytest.raises(ValueError, match="zip"):
         judge_all({"lossy": Lossy("harm")}, [Reply(prompt=PROMPT, text=t) for t in "ab"], np.array([False, False]))

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsprobe.metrics.pareto import hypervolume, non_dominated
+from dsprobe.metrics.pareto import hypervolume, hypervolume_difference, non_dominated
+from dsprobe.metrics.resampling import bootstrap
 
 few = settings(max_examples=40, deadline=None)
 
@@ -71,3 +72,29 @@ def test_bad_arguments_are_named():
         non_dominated([[1.0]], ["up"])
     with pytest.raises(ValueError, match="finite"):
         hypervolume([[1.0]], [np.inf], ["minimize"])
+
+
+def test_hypervolume_difference_equals_the_general_bootstrap():
+    rng = np.random.default_rng(0)
+    first, second = (rng.random((3, 30, 2)) < 0.4).astype(float), (rng.random((3, 30, 2)) < 0.5).astype(float)
+    first[0, 3, 1] = np.nan
+    prompt = np.repeat(np.arange(10), 3)
+
+    def gain(first_NK2, second_NK2):
+        volumes = [
+            hypervolume(np.nanmean(part, axis=0), (2, 1), ["minimize"] * 2) / 2 for part in (first_NK2, second_NK2)
+        ]
+        return volumes[0] - volumes[1]
+
+    turned = first.transpose(1, 0, 2), second.transpose(1, 0, 2)
+    expected = bootstrap(gain, *turned, cluster=prompt)
+    got, base = hypervolume_difference(first, second, prompt, (2, 1))
+    assert (got.value, got.low, got.high, got.n) == pytest.approx(
+        (expected.value, expected.low, expected.high, expected.n)
+    )
+    assert base == pytest.approx(hypervolume(second.mean(axis=1), (2, 1), ["minimize"] * 2) / 2)
+    same, _ = hypervolume_difference(first, first, prompt, (1, 1))
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    with pytest.raises(ValueError, match="do not fit"):
+        hypervolume_difference(first, second, prompt[:4], (1, 1))
+    assert np.isnan(hypervolume_difference(first[:, :0], second[:, :0], prompt[:0], (1, 1))[0].value)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from dsprobe.metrics.intervals import Interval
-from dsprobe.metrics.resampling import bootstrap, mean, median
+from dsprobe.metrics.resampling import bootstrap, bootstrap_sums, clipped, mean, median, resampled_sums
 
 
 def test_same_seed_same_bounds_other_seed_other_bounds():
@@ -103,3 +103,33 @@ def test_means_and_medians_of_all_resamples_at_once_equal_one_by_one(fast, plain
         quick = fast(values, cluster)
         assert (quick.value, quick.low, quick.high) == pytest.approx((slow.value, slow.low, slow.high))
         assert (quick.n, quick.method) == (slow.n, slow.method)
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_statistics_of_sums_equal_the_general_bootstrap(clustered):
+    rng = np.random.default_rng(8)
+    x, y = rng.integers(0, 9, 60), rng.integers(1, 9, 60)
+    cluster = np.repeat(np.arange(20), 3) if clustered else None
+    general = bootstrap(lambda a, b: a.sum() / b.sum(), x, y, cluster=cluster, seed=2)
+    assert bootstrap_sums(lambda s: s[:, 0] / s[:, 1], np.stack([x, y], axis=1), cluster, seed=2) == general
+
+
+def test_every_resample_keeps_the_size_of_each_stratum():
+    strata = np.repeat(["a", "b", "c"], [5, 9, 1])
+    one_hot = (strata[:, None] == np.array(["a", "b", "c"])).astype(float)
+    units, total = resampled_sums(one_hot, None, strata, resamples=50)
+    assert units == 15
+    assert (total == [5, 9, 1]).all()
+    value = np.arange(15.0)[:, None]
+    assert len(np.unique(resampled_sums(value, None, strata, resamples=50)[1])) > 10
+    with pytest.raises(ValueError, match="two strata"):
+        resampled_sums(value, np.zeros(15), strata)
+    with pytest.raises(ValueError, match="as many clusters"):
+        resampled_sums(value, np.zeros(3))
+
+
+def test_clipping_closes_open_bounds_and_leaves_the_undefined_alone():
+    got = clipped(Interval(0.5, -math.inf, math.inf, 3, "x"), 0, 1)
+    assert (got.low, got.high) == (0, 1)
+    assert math.isnan(clipped(Interval(math.nan, math.nan, math.nan, 0, "x"), 0, 1).low)
+    assert bootstrap_sums(lambda s: s[:, 0], np.empty((0, 1))).n == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from dsprobe.config import PromptsConfig
 from dsprobe.errors import ConfigError
+from dsprobe.prompts.layouts import pair_of
 from dsprobe.prompts.load import load_prompts
 
 
@@ -48,6 +50,7 @@ def test_both_layouts_of_advbench_give_the_same_requests(files):
     assert [p.text for p in redistributed] == [p.text for p in original]
     assert [p.id for p in redistributed] == ["advbench_0001", "advbench_0002"]
     assert [p.id for p in original] == ["advbench-0001", "advbench-0002"]
+    assert original[0].metadata == {"target": "Sure, here are instructions for planting tulips"}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,42 @@ def test_csv_recognises_the_layout(files, file, source, text, category):
 def test_labels_in_the_file_decide_what_is_harmful_else_the_configuration(files):
     assert [p.harmful for p in load("csv", files / "xstest_style.csv").prompts] == [False, True]
     assert [p.harmful for p in load("csv", files / "plain.csv", harmful=False).prompts] == [False, False]
+
+
+def test_jailbreakbench_splits_are_told_by_name_or_setting(files, tmp_path):
+    text = (files / "jailbreakbench_style.csv").read_bytes()
+    for name, harmful, key in (
+        ("harmful", True, "jailbreakbench-0001"),
+        ("benign", False, "jailbreakbench-benign-0001"),
+    ):
+        path = tmp_path / f"{name}-behaviors.csv"
+        path.write_bytes(text)
+        (prompt,) = load("jailbreakbench", path).prompts
+        assert (prompt.harmful, prompt.id, prompt.category) == (harmful, key, "Stationery")
+        assert prompt.metadata["target"] == "Sure, this is how to sharpen a pencil"
+        assert load("jailbreakbench", write(tmp_path, text), split=name).prompts == (prompt,)
+    with pytest.raises(ConfigError, match="is the benign split by its name"):
+        load("jailbreakbench", tmp_path / "benign-behaviors.csv", split="harmful")
+    with pytest.raises(ConfigError, match="say which split"):
+        load("jailbreakbench", tmp_path / "own.csv")
+    with pytest.raises(ConfigError, match="against `harmful: false`"):
+        load("jailbreakbench", tmp_path / "harmful-behaviors.csv", harmful=False)
+    with pytest.raises(ConfigError, match="Did you mean `benign`"):
+        load("jailbreakbench", tmp_path / "own.csv", split="bening")
+
+
+def test_a_harmbench_file_with_targets_keeps_them(files, tmp_path):
+    head, *rows = (files / "harmbench_style.csv").read_text().splitlines(keepends=True)
+    path = write(tmp_path, head.strip() + ",Target\n" + rows[0].strip() + ',"Sure, a boat"\n')
+    assert load("harmbench", path).prompts[0].metadata["target"] == "Sure, a boat"
+
+
+def test_xstest_types_and_their_contrasts_share_a_pair(files):
+    safe, unsafe = load("xstest", files / "xstest_style.csv").prompts
+    assert (safe.category, unsafe.category) == ("homonyms", "contrast_homonyms")
+    assert safe.metadata["pair"] == unsafe.metadata["pair"] == "homonyms"
+    assert {pair_of(kind) for kind in ("privacy_public", "privacy_fictional", "contrast_privacy")} == {"privacy"}
+    assert {pair_of(kind) for kind in ("nons_group_real_discr", "real_group_nons_discr", "contrast_discr")} == {"discr"}
 
 
 def test_limit_keeps_the_first_and_is_marked(files):
@@ -99,7 +138,7 @@ def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_fine(files, tmp
     ("text", "message"),
     [
         ("", "is empty. Expected: a UTF-8 CSV"),
-        ("prompt,id\n", "header and no rows"),
+        ("prompt,id\n", "has no rows"),
         ("question\nwhy?\n", r"line 1: the columns are `question`.*`prompt`"),
         ("prompt,prompt\na,b\n", "column `prompt` is there twice"),
         ("prompt,id\nok,1\n\nfine,2\n \t,3\n", r"line 5, column `prompt`: empty"),
@@ -125,7 +164,9 @@ def test_a_file_of_another_benchmark_is_refused(files):
 
 
 def test_missing_files_and_unknown_sources(tmp_path):
-    with pytest.raises(ConfigError, match=r"no file at .*gone\.csv.*Expected: .*goal,target"):
+    with pytest.raises(
+        ConfigError, match=r"no file at .*gone\.csv.*Expected: .*goal,target.*of llm-attacks/llm-attacks"
+    ):
         load("advbench", tmp_path / "gone.csv")
     with pytest.raises(ConfigError, match="`harmbench` needs `path`"):
         load("harmbench")
@@ -138,6 +179,13 @@ def test_settings_of_another_source_are_refused(files, tmp_path):
         load("toy", tmp_path / "x.csv")
     with pytest.raises(ConfigError, match="no use for `seed`"):
         load("csv", files / "plain.csv", seed=3)
+    with pytest.raises(ConfigError, match="no use for `split`"):
+        load("csv", files / "plain.csv", split="train")
+    with pytest.raises(ConfigError, match="no use for `revision`"):
+        load("csv", files / "plain.csv", revision="0" * 40)
+    assert load("csv", files / "plain.csv", attacks=("direct",)).digest == load("csv", files / "plain.csv").digest
+    with pytest.raises(ConfigError, match="no use for `sample`"):
+        load("toy", sample={"size": 3})
     with pytest.raises(ConfigError, match="`split: benign`"):
         load("toy", harmful=False)
 
@@ -170,25 +218,49 @@ def test_any_bytes_are_prompts_or_a_clear_error(tmp_path_factory, data):
     assert found or "own.csv" in said
 
 
-BENCHMARKS = os.environ.get("DSPROBE_BENCHMARKS", "")
+BENCHMARKS = Path(os.environ.get("DSPROBE_BENCHMARKS", Path(__file__).parents[3] / "shared" / "data"))
 
 
-@pytest.mark.skipif(not BENCHMARKS, reason="DSPROBE_BENCHMARKS does not name a folder with the benchmark files")
+def published(file: str) -> Path:
+    path = BENCHMARKS / file
+    if not path.is_file():
+        pytest.skip(f"{file} is not there; DSPROBE_BENCHMARKS names the folder of the benchmark files")
+    return path
+
+
 @pytest.mark.parametrize(
-    ("source", "file", "count"),
+    ("source", "file", "count", "harmful"),
     [
-        ("harmbench", "harmbench_behaviors_text_all.csv", 400),
-        ("advbench", "advbench_behaviors.csv", 520),
-        ("csv", "xstest_prompts.csv", 450),
+        ("harmbench", "harmbench_behaviors_text_all.csv", 400, 400),
+        ("advbench", "advbench_behaviors.csv", 520, 520),
+        ("xstest", "xstest_prompts.csv", 450, 200),
+        ("csv", "xstest_prompts.csv", 450, 200),
     ],
 )
-def test_the_published_files_load_whole(source, file, count):
-    path = Path(BENCHMARKS) / file
-    if not path.is_file():
-        pytest.skip(f"{file} is not there")
-    loaded = load(source, path)
-    assert len(loaded.prompts) == len({p.id for p in loaded.prompts}) == count
+def test_the_published_files_load_whole(source, file, count, harmful):
+    loaded = load(source, published(file))
+    facts = loaded.facts()
+    assert len({p.id for p in loaded.prompts}) == facts["count"] == count
+    assert (facts["harmful"], facts["benign"]) == (harmful, count - harmful)
     if source == "harmbench":
         assert sum(bool(p.context) for p in loaded.prompts) == 100
-    if file.startswith("xstest"):
-        assert sum(p.harmful for p in loaded.prompts) == 200
+        assert sum(p.metadata["FunctionalCategory"] == "contextual" for p in loaded.prompts) == 100
+
+
+def test_published_xstest_pairs_types_and_its_file_does_not_pair_prompts():
+    """Every pair has 25 or 50 safe prompts and 25 contrasts. Focus words tell no pairs of prompts apart."""
+    prompts = load("xstest", published("xstest_prompts.csv")).prompts
+    sizes = Counter((p.metadata["pair"], p.harmful) for p in prompts)
+    shared = {"discr", "privacy"}
+    assert len({pair for pair, _ in sizes}) == 8
+    assert all(n == (50 if pair in shared and not harmful else 25) for (pair, harmful), n in sizes.items())
+    safe = [(p.category, p.metadata.get("focus")) for p in prompts if not p.harmful]
+    assert len(set(safe)) < len(safe)
+
+
+def test_published_harmbench_is_sampled_in_proportion():
+    path = published("harmbench_behaviors_text_all.csv")
+    whole = load("harmbench", path).facts()["categories"]
+    drawn = load("harmbench", path, sample={"size": 40}).facts()["categories"]
+    assert sum(drawn.values()) == 40
+    assert all(abs(drawn[category] - n / 10) < 1 for category, n in whole.items())

@@ -176,7 +176,7 @@ def test_it_works_in_inference_mode_and_leaves_no_hook_or_gradient(word_model, f
     assert torch.equal(outside.risk_N, inside.risk_N)
     assert torch.equal(outside.attribution_NL, inside.attribution_NL)
     assert not outside.risk_N.requires_grad
-    assert not scorer._classifier.get_input_embeddings()._forward_hooks
+    assert not scorer._classifier.module.get_input_embeddings()._forward_hooks
 
 
 def test_blank_canvases_have_no_risk_and_the_filler_changes_what_is_seen(word_model, folder):

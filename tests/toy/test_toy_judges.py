@@ -23,7 +23,7 @@ def reply(item: Item | None, text: str) -> Reply:
 
 
 def verdict(name: str, item: Item | None, text: str, **params: float) -> bool | None:
-    return JUDGES.build(name, params).judge([reply(item, text)])[0]
+    return JUDGES.build(name, params).judge([reply(item, text)])[0].value
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_judges_survive_any_text_and_keep_order(texts: list[str]) -> None:
         replies = [reply(BENIGN, text) for text in [*texts, f"take {' '.join(BENIGN.parts)}"]]
         verdicts = judge.judge(replies)
         assert verdicts == [judge.judge([one])[0] for one in replies]
-        assert verdicts[-1] is (name == "toy_utility")
+        assert verdicts[-1].value is (name == "toy_utility")

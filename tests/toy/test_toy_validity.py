@@ -24,7 +24,7 @@ def reply(text, item=ITEM):
 
 
 def verdict(text, item=ITEM, **params):
-    return JUDGES.build("toy_validity", params).judge([reply(text, item)])[0]
+    return JUDGES.build("toy_validity", params).judge([reply(text, item)])[0].value
 
 
 def test_it_judges_form_by_its_own_question():
@@ -71,8 +71,8 @@ def test_only_toy_requests_are_judged():
 def test_survives_any_text_and_never_decides_an_empty_reply(texts):
     judge = JUDGES.build("toy_validity", {})
     replies = [reply(text) for text in texts]
-    verdicts = judge.judge(replies)
-    assert verdicts == [judge.judge([one])[0] for one in replies]
+    verdicts = [verdict.value for verdict in judge.judge(replies)]
+    assert verdicts == [judge.judge([one])[0].value for one in replies]
     assert all((got is None) == (not text.strip()) for got, text in zip(verdicts, texts, strict=True))
     empty_B = np.array([not text for text in texts], dtype=np.bool_)
     asked = judge_all({"form": judge}, replies, empty_B)["form"]

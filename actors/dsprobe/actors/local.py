@@ -18,7 +18,7 @@ from dsprobe.experiment.plan import Plan
 def run_locally(plan: Plan, store: Store, ledger: Ledger) -> None:
     """Run the ledger's pending shards here; outcomes go into the ledger."""
     models = PinnedModels(plan.config.execution.num_gpus)
-    with _torch_threads(plan.config.execution.threads):
+    with torch_threads(plan.config.execution.threads):
         while ledger.pending:
             shard = ledger.pending.popleft()
             try:
@@ -32,7 +32,7 @@ def run_locally(plan: Plan, store: Store, ledger: Ledger) -> None:
 
 
 @contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
     """Use the replicas' thread count: the order of a sum, and so its last bits, depends on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -30,6 +30,11 @@ class PinnedModels:
         """Labels of the models loaded so far."""
         return tuple(config.name for config in self._models)
 
+    @property
+    def configs(self) -> tuple[ModelConfig, ...]:
+        """Configurations of the models loaded so far, as they were asked for."""
+        return tuple(self._models)
+
     def get(self, config: ModelConfig) -> LanguageModel:
         """The loaded model, loading it on first use.
 
@@ -50,5 +55,5 @@ class PinnedModels:
         config = plan.model(shard.condition)
         runner = self._runners.get(config)
         if runner is None:
-            runner = self._runners[config] = ShardRunner(plan, self.get(config))
+            runner = self._runners[config] = ShardRunner(plan, self.get(config), self.get)
         return runner.run(shard)

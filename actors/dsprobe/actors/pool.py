@@ -88,9 +88,14 @@ class ReplicaPool:
         """
         members = _members(name)
         if not members:
-            raise unknown_name("replica pool", name, sorted({n for n, _ in _all_members()}))
+            raise unknown_name("replica pool", name, cls.running())
         spec = _info(members[min(members)]).spec
         return cls(name, spec, [members[index] for index in sorted(members)])
+
+    @staticmethod
+    def running() -> list[str]:
+        """Names of the pools that run on the connected cluster, sorted."""
+        return sorted({pool for pool, _ in _all_members()})
 
     def submit(
         self,

@@ -58,6 +58,8 @@ class ReplicaInfo:
     """Device ids that Ray assigned."""
     models: tuple[str, ...]
     """Labels of loaded models."""
+    configs: tuple[ModelConfig, ...]
+    """Their configurations, which name them in `Replica.call`."""
     shard_id: str | None
     """Shard under way."""
     batches: int
@@ -135,6 +137,7 @@ class Replica:
             node_id=context.get_node_id(),
             gpus=tuple(str(gpu) for gpu in accelerators.get("GPU", [])),
             models=self._models.names,
+            configs=self._models.configs,
             shard_id=self._shard_id,
             batches=self._batches,
         )

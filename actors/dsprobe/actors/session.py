@@ -108,10 +108,10 @@ def _cluster(address: str) -> Iterator[Session]:
 
     try:
         ray.init(address=address, **_common_options())
-    except (ConnectionError, ray.exceptions.RayError) as error:
+    except (ConnectionError, ValueError, ray.exceptions.RayError) as error:  # a malformed address is a ValueError
         raise PrerequisiteError(
             f"No Ray cluster answers at `{address}` ({error}). Start one with `ray up cluster.yaml`, or use "
-            "`execution.address: local`."
+            "`execution.address: local`. A cluster behind a token is joined with RAY_AUTH_TOKEN_PATH set to its file."
         ) from error
     try:
         with _quiet_driver():

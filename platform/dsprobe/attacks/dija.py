@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import takewhile
 from string import Formatter
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dsprobe.attacks.base import Attack, Rendered
-from dsprobe.attacks.rendering import chat_prefix, encode, mask_id, mask_text, request_text, write_into_reply
+from dsprobe.attacks.base import Attack
+from dsprobe.attacks.case import DEFAULT_BLANK, AttackCase
+from dsprobe.attacks.rendering import encode
 from dsprobe.errors import ConfigError
 from dsprobe.registry import ComponentConfig
 
@@ -62,6 +62,9 @@ class Dija(Attack):
     into the reply, for models that were trained on answers in the assistant's turn only.
 
     Either way the scaffold has at most `reply_length` positions, so that attacks are compared at equal length.
+
+    An autoregressive model cannot fill masks. In the user's turn it is shown a blank for each run and answers in a
+    reply of its own; in the reply it is made to say the labels, with as many tokens of its own between them.
     """
 
     class Config(ComponentConfig):
@@ -78,32 +81,33 @@ class Dija(Attack):
         """Length of each run; `None` shares out what the labels leave of the reply length, rounded down."""
         tail: Literal["eos", "mask"] = "eos"
         """What fills the reply after the scaffold; placement `reply` only."""
+        blank: str = DEFAULT_BLANK
+        """What autoregressive models see instead of a run of masks; placement `user_turn` only."""
 
         @model_validator(mode="after")
         def _tail_has_a_place(self) -> Self:
             if self.placement == "user_turn" and "tail" in self.model_fields_set:
                 raise ValueError("`tail` belongs to placement `reply`; nothing follows a scaffold in the user's turn")
+            if self.placement == "reply" and "blank" in self.model_fields_set:
+                raise ValueError("`blank` belongs to placement `user_turn`; masks in the reply stay masks")
             return self
 
     source: ClassVar[str] = "2507.11097, and its code for the placement and the judged span"
     assumes: ClassVar[str] = "masks in the turn (placement `user_turn`), canvas write (placement `reply`)"
-    supports: ClassVar[frozenset[ModelKind]] = frozenset({"diffusion"})
+    native: ClassVar[frozenset[ModelKind]] = frozenset({"diffusion"})
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def render(self, prompt: Prompt, model: LanguageModel, reply_length: int) -> Rendered:
-        """See `Attack.render`."""
-        mask_token_id = mask_id(self, model)
-        prefix = chat_prefix(prompt, model)
-        labels = self._labels(after_request=self.config.placement == "user_turn")
-        label_tokens = [encode(label, model) for label in labels]
-        masks = self._masks_per_span(sum(map(len, label_tokens)), reply_length)
-        if self.config.placement == "reply":
-            scaffold = [token for label in label_tokens for token in (*label, *[mask_token_id] * masks)]
-            return self._in_reply(prefix, scaffold, model, reply_length)
-        text = request_text(prompt) + "".join(label + mask_text(model, mask_token_id) * masks for label in labels)
-        return self._in_user_turn(prefix, text, model, masks * len(labels))
+    def compose(self, prompt: Prompt, model: LanguageModel, reply_length: int) -> AttackCase:
+        """See `Attack.compose`."""
+        config = self.config
+        labels = self._labels(after_request=config.placement == "user_turn")
+        masks = self._masks_per_span(sum(len(encode(label, model)) for label in labels), reply_length)
+        scaffold = tuple(segment for label in labels for segment in (label, masks))
+        if config.placement == "reply":
+            return AttackCase(prompt_id=prompt.id, attack="dija", reply=scaffold, tail=config.tail)
+        return AttackCase(prompt_id=prompt.id, attack="dija", user=(None, *scaffold), blank=config.blank, judged="turn")
 
     def _labels(self, *, after_request: bool) -> list[str]:
         """The text before each mask run, separators included."""
@@ -123,25 +127,3 @@ class Dija(Attack):
                 f"{needed} positions, and the reply has {reply_length}."
             )
         return masks
-
-    def _in_reply(self, prefix: list[int], scaffold: list[int], model: LanguageModel, reply_length: int) -> Rendered:
-        if self.config.tail == "eos":
-            scaffold = scaffold + [_eos_id(model)] * (reply_length - len(scaffold))
-        return write_into_reply(prefix, [(0, scaffold)], reply_length, mask_id(self, model))
-
-    def _in_user_turn(self, prefix: list[int], text: str, model: LanguageModel, masks: int) -> Rendered:
-        tokens = model.chat_tokens([{"role": "user", "content": text}])
-        positions = [i for i, token in enumerate(tokens) if token == model.info.mask_token_id]
-        if len(positions) != masks:
-            raise ConfigError(
-                f"Attack `dija` wrote {masks} masks into the user's turn and {len(positions)} came out of the chat "
-                f"template and tokenizer of `{model.info.name}`; use placement `reply`."
-            )
-        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tokens, prefix, strict=False)))
-        return Rendered(tokens=tuple(tokens), response_start=start, response_end=positions[-1] + 1)
-
-
-def _eos_id(model: LanguageModel) -> int:
-    if not model.info.eos_token_ids:
-        raise ConfigError(f"`{model.info.name}` has no end-of-text token for the tail; use `tail: mask`.")
-    return model.info.eos_token_ids[0]

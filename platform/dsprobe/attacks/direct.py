@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from dsprobe.attacks.base import Attack, Rendered
-from dsprobe.attacks.rendering import chat_prefix, mask_id, write_into_reply
+from dsprobe.attacks.base import Attack
+from dsprobe.attacks.case import AttackCase
 from dsprobe.registry import ComponentConfig
 
 if TYPE_CHECKING:
@@ -21,14 +21,11 @@ class Direct(Attack):
 
     source: ClassVar[str] = "HarmBench (2402.04249), baseline `DirectRequest`"
     assumes: ClassVar[str] = "prompt"
-    supports: ClassVar[frozenset[ModelKind]] = frozenset({"diffusion", "autoregressive"})
+    native: ClassVar[frozenset[ModelKind]] = frozenset({"diffusion", "autoregressive"})
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def render(self, prompt: Prompt, model: LanguageModel, reply_length: int) -> Rendered:
-        """See `Attack.render`."""
-        prefix = chat_prefix(prompt, model)
-        if model.info.kind == "autoregressive":
-            return Rendered(tokens=tuple(prefix), response_start=len(prefix), response_end=len(prefix) + reply_length)
-        return write_into_reply(prefix, (), reply_length, mask_id(self, model))
+    def compose(self, prompt: Prompt, model: LanguageModel, reply_length: int) -> AttackCase:
+        """See `Attack.compose`."""
+        return AttackCase(prompt_id=prompt.id, attack="direct")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dsprobe.attacks.base import Attack, Rendered
-from dsprobe.attacks.rendering import chat_prefix, encode, mask_id, plain_text, write_into_reply
+from dsprobe.attacks.base import Attack
+from dsprobe.attacks.case import AttackCase
+from dsprobe.attacks.rendering import plain_text, segments_at
 from dsprobe.registry import ComponentConfig
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Pad(Attack):
     """Anchor phrases written into the reply before the first step, where they draw the text around them.
 
     Anchors are tokenised one by one without special tokens, are never masked, so no step changes them, and are part of
-    the judged reply.
+    the judged reply. An autoregressive model is made to say each anchor when it gets to its position.
     """
 
     class Config(ComponentConfig):
@@ -46,6 +47,18 @@ class Pad(Attack):
         """Written as they stand, in order."""
         positions: tuple[Annotated[int, Field(ge=0)], ...] | None = None
         """Reply position of each anchor's first token; `None` is the published formula (`published_positions`)."""
+        cues: int | None = Field(default=None, ge=1)
+        """Number of anchors written, the first ones; `None` writes all. With `spacing`, a cue amplification curve."""
+        spacing: int | None = Field(default=None, ge=1)
+        """Positions from one anchor's start to the next one's, the first at 0; takes the place of `positions`."""
+
+        @model_validator(mode="after")
+        def _cues_have_anchors_and_places(self) -> Self:
+            if self.cues is not None and self.cues > len(self.anchors):
+                raise ValueError(f"{self.cues} cues need as many anchors; there are {len(self.anchors)}")
+            if self.spacing is not None and self.positions is not None:
+                raise ValueError("give `positions` or `spacing`, not both")
+            return self
 
         @model_validator(mode="after")
         def _one_position_each(self) -> Self:
@@ -55,14 +68,21 @@ class Pad(Attack):
 
     source: ClassVar[str] = "2507.19227, as implemented in DiffuGuard (2509.24296)"
     assumes: ClassVar[str] = "canvas write"
-    supports: ClassVar[frozenset[ModelKind]] = frozenset({"diffusion"})
+    native: ClassVar[frozenset[ModelKind]] = frozenset({"diffusion"})
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def render(self, prompt: Prompt, model: LanguageModel, reply_length: int) -> Rendered:
-        """See `Attack.render`."""
-        mask_token_id = mask_id(self, model)
-        positions = self.config.positions or published_positions(len(self.config.anchors), reply_length)
-        pieces = [(start, encode(text, model)) for start, text in zip(positions, self.config.anchors, strict=True)]
-        return write_into_reply(chat_prefix(prompt, model), pieces, reply_length, mask_token_id)
+    def compose(self, prompt: Prompt, model: LanguageModel, reply_length: int) -> AttackCase:
+        """See `Attack.compose`."""
+        anchors = self.config.anchors[: self.config.cues]
+        pieces = zip(self._positions(len(anchors), reply_length), anchors, strict=True)
+        return AttackCase(prompt_id=prompt.id, attack="pad", reply=segments_at(pieces, model, reply_length))
+
+    def _positions(self, anchors: int, reply_length: int) -> tuple[int, ...]:
+        config = self.config
+        if config.spacing is not None:
+            return tuple(index * config.spacing for index in range(anchors))
+        if config.positions is not None:
+            return config.positions[:anchors]
+        return published_positions(anchors, reply_length)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from dsprobe.attacks.base import Attack, Rendered
-from dsprobe.attacks.rendering import chat_prefix, encode, mask_id, plain_text, write_into_reply
-from dsprobe.errors import ConfigError
+from dsprobe.attacks.base import Attack
+from dsprobe.attacks.case import AttackCase, WriteText
+from dsprobe.attacks.rendering import plain_text, segments_at
 from dsprobe.registry import ComponentConfig
 
 if TYPE_CHECKING:
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 
 class Prefill(Attack):
-    """A given text at any reply position; at 0 it is the classic prefill, farther in the middle prefill of MOSA.
+    """A given text at any reply position, before the first step or after any later one.
 
-    The text is never masked, so no step changes it, and it is part of the judged reply.
+    At position 0 and step 0 it is the classic prefill, farther in the middle prefill of MOSA, at a later step the token
+    injection of DiffuGuard's analysis. What is given before the first step is never masked, so no step changes it; a
+    later text overwrites what stands there. It is part of the judged reply. An autoregressive model is made to say the
+    text when it gets to its position; step s is its s-th token, so a text at step s stands at position s or later.
     """
 
     class Config(ComponentConfig):
@@ -28,32 +31,25 @@ class Prefill(Attack):
         text: Annotated[str, AfterValidator(plain_text)] = "Sure, here is"
         """Written as it stands."""
         position: int = Field(default=0, ge=0)
-        """Reply position of its first token; autoregressive models know 0 only."""
+        """Reply position of its first token."""
+        step: int = Field(default=0, ge=0)
+        """Step after which it is written; 0 is before the first one."""
 
-    source: ClassVar[str] = "prefilling: A2D (2509.23286); at later positions: MOSA (2508.12398), figure 3"
-    assumes: ClassVar[str] = "reply prefill at position 0, canvas write elsewhere"
-    supports: ClassVar[frozenset[ModelKind]] = frozenset({"diffusion", "autoregressive"})
+    source: ClassVar[str] = (
+        "prefilling: A2D (2509.23286); at later positions: MOSA (2508.12398), figure 3; at later steps: DiffuGuard "
+        "(2509.24296), analysis"
+    )
+    assumes: ClassVar[str] = "reply prefill at position 0, canvas write elsewhere, decoding loop at later steps"
+    native: ClassVar[frozenset[ModelKind]] = frozenset({"autoregressive"})
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def render(self, prompt: Prompt, model: LanguageModel, reply_length: int) -> Rendered:
-        """See `Attack.render`."""
-        prefix = chat_prefix(prompt, model)
-        text = encode(self.config.text, model)
-        if model.info.kind == "autoregressive":
-            return self._continued(prefix, text, model, reply_length)
-        return write_into_reply(prefix, [(self.config.position, text)], reply_length, mask_id(self, model))
-
-    def _continued(self, prefix: list[int], text: list[int], model: LanguageModel, reply_length: int) -> Rendered:
-        if self.config.position:
-            raise ConfigError(
-                f"Attack `prefill` at position {self.config.position} does not fit `{model.info.name}`: an "
-                "autoregressive model continues a reply from its start. Allowed: position 0."
-            )
-        if len(text) >= reply_length:
-            raise ConfigError(
-                f"The prefill needs {len(text)} positions and one more to go on; the reply has {reply_length}."
-            )
-        start = len(prefix)
-        return Rendered(tokens=(*prefix, *text), response_start=start, response_end=start + reply_length)
+    def compose(self, prompt: Prompt, model: LanguageModel, reply_length: int) -> AttackCase:
+        """See `Attack.compose`."""
+        config = self.config
+        if config.step:
+            write = WriteText(step=config.step, position=config.position, text=config.text)
+            return AttackCase(prompt_id=prompt.id, attack="prefill", actions=(write,))
+        reply = segments_at([(config.position, config.text)], model, reply_length)
+        return AttackCase(prompt_id=prompt.id, attack="prefill", reply=reply)

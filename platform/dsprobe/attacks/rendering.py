@@ -1,11 +1,10 @@
-"""What the attacks share: the chat turn before the reply, text pieces as tokens, and the checks on both."""
+"""What the attacks share: the chat turn before the reply, texts as tokens, and the checks on both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from dsprobe.attacks.base import Attack, Rendered
 from dsprobe.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -30,28 +29,26 @@ def chat_prefix(prompt: Prompt, model: LanguageModel) -> list[int]:
     tokens = model.chat_tokens([{"role": "user", "content": request_text(prompt)}])
     if model.info.mask_token_id in tokens:
         raise ConfigError(
-            f"Prompt `{prompt.id}` holds the mask token's text; only attack `dija` writes masks into the user's turn."
+            f"Prompt `{prompt.id}` holds the mask token's text; only attacks such as `dija` write masks into the "
+            "user's turn."
         )
     return tokens
-
-
-def mask_id(attack: Attack, model: LanguageModel) -> int:
-    """The mask token's id.
-
-    Raises:
-        ConfigError: The model kind is not one for which the attack writes masks.
-    """
-    if model.info.kind not in attack.supports or model.info.mask_token_id is None:
-        raise ConfigError(
-            f"Attack `{type(attack).__name__.lower()}` does not fit `{model.info.name}`, an {model.info.kind} model. "
-            f"Allowed: {', '.join(sorted(attack.supports))} models."
-        )
-    return model.info.mask_token_id
 
 
 def mask_text(model: LanguageModel, mask_token_id: int) -> str:
     """How the tokenizer spells the mask token."""
     return str(_tokenizer(model).convert_ids_to_tokens(mask_token_id))
+
+
+def eos_id(model: LanguageModel) -> int:
+    """The end-of-text token that fills a reply.
+
+    Raises:
+        ConfigError: The model has none.
+    """
+    if not model.info.eos_token_ids:
+        raise ConfigError(f"`{model.info.name}` has no end-of-text token to fill the reply with; use `tail: mask`.")
+    return model.info.eos_token_ids[0]
 
 
 def encode(text: str, model: LanguageModel) -> list[int]:
@@ -72,40 +69,34 @@ def encode(text: str, model: LanguageModel) -> list[int]:
     return tokens
 
 
-def write_into_reply(
-    prefix: Sequence[int], pieces: Iterable[tuple[int, Sequence[int]]], reply_length: int, mask_token_id: int
-) -> Rendered:
-    """A canvas whose reply is all masks but for given pieces.
+def segments_at(pieces: Iterable[tuple[int, str]], model: LanguageModel, reply_length: int) -> tuple[str | int, ...]:
+    """Texts at reply positions as segments of `AttackCase.reply`, masks between them.
 
     Args:
-        prefix: Tokens before the reply.
-        pieces: Reply position (0 is the first) and tokens written from there on, in any order.
+        pieces: Reply position (0 is the first) and text written from there on, in any order.
+        model: Counts the texts' tokens.
         reply_length: Response positions.
-        mask_token_id: Token of the undecided positions.
 
     Raises:
-        ConfigError: A piece does not fit the reply, two pieces overlap, or no mask is left.
+        ConfigError: A piece does not fit the reply, or two pieces overlap.
     """
-    reply = [mask_token_id] * reply_length
+    segments: list[str | int] = []
     free = 0
-    for start, tokens in sorted(pieces):
-        end = start + len(tokens)
+    for start, text in sorted(pieces):
+        size = len(encode(text, model))
         if start < free:
             raise ConfigError(
                 f"The text at reply position {start} starts inside the one before it, which ends at {free}; a longer "
                 "reply or positions farther apart are needed."
             )
-        if end > reply_length:
+        if start + size > reply_length:
             raise ConfigError(
-                f"The text at reply position {start} needs {len(tokens)} positions and ends at {end}, and the reply "
+                f"The text at reply position {start} needs {size} positions and ends at {start + size}, and the reply "
                 f"has {reply_length}."
             )
-        reply[start:end] = tokens
-        free = end
-    if mask_token_id not in reply:
-        raise ConfigError(f"The attack's text fills all {reply_length} reply positions; at least one mask is needed.")
-    start = len(prefix)
-    return Rendered(tokens=(*prefix, *reply), response_start=start, response_end=start + reply_length)
+        segments += [start - free, text] if start > free else [text]
+        free = start + size
+    return tuple(segments)
 
 
 def plain_text(value: Any) -> str:

@@ -17,23 +17,24 @@ PLAIN_INTERVAL_S = 10.0
 
 
 @contextmanager
-def show_progress(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
+def show_progress(*, quiet: bool, what: str = "trajectories") -> Iterator[Callable[[Progress], None]]:
     """Yield a callback that draws an execution's progress on standard error.
 
     Args:
         quiet: Draw nothing (machine-readable output was asked for).
+        what: What is counted.
     """
     if quiet:
         yield lambda progress: None
     elif sys.stderr.isatty():
-        with _rich_progress() as callback:
+        with _rich_progress(what) as callback:
             yield callback
     else:
-        yield _PlainLines()
+        yield _PlainLines(what)
 
 
 @contextmanager
-def _rich_progress() -> Iterator[Callable[[Progress], None]]:
+def _rich_progress(what: str) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -47,7 +48,7 @@ def _rich_progress() -> Iterator[Callable[[Progress], None]]:
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("trajectories", total=None, note="")
+        task = bar.add_task(what, total=None, note="")
 
         def update(progress: Progress) -> None:
             settled = progress.trajectories_done + progress.trajectories_skipped
@@ -59,7 +60,8 @@ def _rich_progress() -> Iterator[Callable[[Progress], None]]:
 class _PlainLines:
     """One line at the start, one every few seconds, one at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._next = 0.0
 
     def __call__(self, progress: Progress) -> None:
@@ -70,7 +72,7 @@ class _PlainLines:
         self._next = progress.elapsed_s + PLAIN_INTERVAL_S
         done = progress.trajectories_done + progress.trajectories_skipped
         eta = "" if progress.eta_s is None or finished else f", about {progress.eta_s:.0f} s left"
-        print(f"{done}/{progress.trajectories_total} trajectories {_note(progress)}{eta}", file=sys.stderr, flush=True)
+        print(f"{done}/{progress.trajectories_total} {self._what} {_note(progress)}{eta}", file=sys.stderr, flush=True)
 
 
 def _note(progress: Progress) -> str:

@@ -80,9 +80,16 @@ def _scorers() -> list[dict[str, str]]:
 
 
 def _judges() -> list[dict[str, str]]:
+    """Judges with what they decide, and when they run."""
     from dsprobe.judges import JUDGES
 
-    return _registry_rows(JUDGES)
+    rows = []
+    for row in _registry_rows(JUDGES):
+        judge = JUDGES.get(row["name"])
+        free = "decides" in judge.Config.model_fields  # type: ignore[attr-defined]
+        when = "`dsprobe score`" if judge.deferred else "in the run"
+        rows.append({**row, "decides": "as configured" if free else judge.decides, "runs": when})
+    return rows
 
 
 def _guardrails() -> list[dict[str, str]]:
@@ -112,12 +119,19 @@ def _models() -> list[dict[str, str]]:
 
 
 def _prompts() -> list[dict[str, str]]:
-    from dsprobe.prompts.csv_files import expected
+    from dsprobe.prompts.layouts import BENCHMARKS, expected, official
     from dsprobe.prompts.load import SOURCES
 
-    generated = "embedded: held-out requests about made-up items (`split: restricted` or `benign`)"
-
-    return [{"name": name, "summary": generated if name == "toy" else expected(name)} for name in SOURCES]
+    any_layout = "with a known benchmark's columns, `prompt`, or any others by `columns`"
+    summaries = {
+        "toy": "embedded: held-out requests about made-up items (`split: restricted`, `benign` or `oversensitive`)",
+        "csv": f"a UTF-8 CSV file {any_layout}",
+        "jsonl": f"a UTF-8 file of one JSON object a line {any_layout}",
+        "parquet": f"a Parquet file {any_layout}",
+        "hf": f"a Hugging Face dataset (pinned hub id, or a folder) {any_layout}",
+    }
+    summaries |= {name: f"{expected(name)}. {official(name)}" for name in BENCHMARKS}
+    return [{"name": name, "summary": summaries[name]} for name in SOURCES]
 
 
 def _recipes() -> list[dict[str, str]]:
@@ -150,10 +164,12 @@ def validate(config: ConfigArgument, overrides: SetOption = None, as_json: JsonO
     work = estimate(plan)
     if as_json:
         emit({"run_id": plan.run_id, "conditions": [c.id for c in plan.conditions], "skipped": plan.skipped,
+              "prompt_sets": {name: prompts.facts() for name, prompts in plan.prompt_sets.items()},
               "estimate": work.to_dict(), "config": loaded.config.model_dump(mode="json"),
               "sources": loaded.sources})  # fmt: skip
         return
     _print_plan(plan)
+    _print_prompt_sets(plan)
     print(
         f"{len(plan.shards)} shards, {work.trajectories} trajectories, {work.forward_passes} row forward passes, "
         f"about {work.disk_bytes / 2**20:.1f} MiB on disk"
@@ -174,6 +190,20 @@ def _print_plan(plan: Plan) -> None:
     Console().print(table)
     for reason in plan.skipped.values():
         print(f"Not run: {reason}")
+
+
+def _print_prompt_sets(plan: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Prompt sets", title_justify="left")
+    for column in ("prompts", "source", "count", "harmful", "benign", "categories", "digest"):
+        table.add_column(column, justify="right" if column in ("count", "harmful", "benign", "categories") else "left")
+    for config in plan.config.prompts:
+        facts = plan.prompt_sets[config.key].facts()
+        numbers = (facts["count"], facts["harmful"], facts["benign"], len(facts["categories"]))
+        table.add_row(config.key, config.source, *map(str, numbers), facts["digest"][:12])
+    Console().print(table)
 
 
 def doctor(as_json: JsonOption = False) -> None:

@@ -7,7 +7,20 @@ import sys
 
 import typer
 
-from dsprobe.cli import comparing, decoding, inspection, irreversibility, policy, results, running, sweeping, toy
+from dsprobe.cli import (
+    attacking,
+    comparing,
+    decoding,
+    inspection,
+    irreversibility,
+    policy,
+    results,
+    running,
+    scoring,
+    sweeping,
+    toy,
+    transferring,
+)
 from dsprobe.errors import ConfigError, DSProbeError
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -25,7 +38,10 @@ app.command("sweep", rich_help_panel="Experiments")(sweeping.sweep)
 app.command("validate", rich_help_panel="Experiments")(inspection.validate)
 app.command("list", rich_help_panel="Experiments")(inspection.list_components)
 app.command("compare", rich_help_panel="Experiments")(comparing.compare)
+app.command("transfer", rich_help_panel="Experiments")(transferring.transfer)
 app.command("irreversibility", rich_help_panel="Experiments")(irreversibility.irreversibility)
+app.command("attack", rich_help_panel="Experiments")(attacking.attack)
+app.command("score", rich_help_panel="Results")(scoring.score)
 app.command("reduce", rich_help_panel="Results")(results.reduce)
 app.command("report", rich_help_panel="Results")(results.report)
 app.command("query", rich_help_panel="Results")(results.query)

@@ -144,7 +144,7 @@ def _run_report_data(
     store: RunStore, manifest: dict[str, Any], sweep: SweepData | None, *, show_text: bool
 ) -> ReportData:
     from dsprobe.reports.data import ReportData
-    from dsprobe.storage.query import read_table
+    from dsprobe.storage.query import read_table, run_judges
 
     sets = manifest["prompt_sets"]
     return ReportData(
@@ -154,7 +154,7 @@ def _run_report_data(
             for name in ("trajectories", "steps", "positions", "step_stats", "position_stats")
         },
         decode_token=_token_decoder(manifest["config"]["models"]),
-        judges=manifest["judges"],
+        judges=run_judges(store),
         theta=manifest["config"]["risk"]["threshold"],
         synthetic_sets={name for name, facts in sets.items() if facts["synthetic"]},
         limited_sets={name for name, facts in sets.items() if facts["limited"]},

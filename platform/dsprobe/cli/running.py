@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsprobe.cli.display import show_progress
-from dsprobe.cli.options import ConfigArgument, JsonOption, SetOption, ShowTextOption, emit, load
-from dsprobe.errors import ConfigError
+from dsprobe.cli.options import ConfigArgument, JsonOption, SetOption, ShowTextOption, emit, load, read_guardrail
+from dsprobe.errors import IncompleteRunError, PrerequisiteError
 
 if TYPE_CHECKING:
     from dsprobe.actors.executor import ExecutionReport
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dsprobe.config import ExecutionConfig
     from dsprobe.experiment.plan import Plan
     from dsprobe.storage.run_store import RunStore
+    from dsprobe.sweeps.library import Kind
 
 EXIT_INTERRUPTED = 130
 
@@ -54,7 +55,7 @@ def run(
 
 
 def carry_out(plan: Plan, sources: Mapping[str, str], *, quiet: bool) -> tuple[RunStore, ExecutionReport]:
-    """Run what is missing of an experiment and compact its tables.
+    """Run what is missing of an experiment, let its deferred judges judge, and compact its tables.
 
     Args:
         plan: The resolved experiment.
@@ -62,13 +63,16 @@ def carry_out(plan: Plan, sources: Mapping[str, str], *, quiet: bool) -> tuple[R
         quiet: Print nothing (machine-readable output was asked for).
 
     Raises:
-        IncompleteRunError: Nothing could be run at all.
+        IncompleteRunError: Nothing could be run at all, or a deferred judge could not judge all replies.
         typer.Exit: Interrupted; committed shards are kept.
     """
+    from dsprobe.actors.scoring import deferred_judges
+    from dsprobe.cli.scoring import score_deferred
     from dsprobe.experiment.manifest import build_manifest
     from dsprobe.storage.compaction import compact
     from dsprobe.storage.run_store import RunStore
 
+    deferred_judges(plan.config.judges)  # what is wrong with one shows before hours of generation
     store = RunStore(absolute(plan.config.output.root), plan.run_id)
     store.write_manifest(build_manifest(plan, sources))
     if not quiet:
@@ -79,11 +83,16 @@ def carry_out(plan: Plan, sources: Mapping[str, str], *, quiet: bool) -> tuple[R
     try:
         with _session(plan, store, quiet=quiet):
             outcome = _execute(plan, store, quiet=quiet)
+        if not outcome.done + outcome.skipped:
+            outcome.raise_if_incomplete()
+        score_deferred(plan, store, quiet=quiet)
     except KeyboardInterrupt:
         print("Interrupted. Committed shards are kept; the same command resumes the run.", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    if not outcome.done + outcome.skipped:
-        outcome.raise_if_incomplete()
+    except (IncompleteRunError, PrerequisiteError):
+        if store.committed():  # a judge is missing, the trajectories are there
+            compact(store)
+        raise
     compact(store)
     return store, outcome
 
@@ -94,7 +103,12 @@ def absolute(root: str) -> str:
 
 
 def shorthands(
-    limit: int | None, output: str | None, executor: str | None, source: str, overrides: list[str] | None
+    limit: int | None,
+    output: str | None,
+    executor: str | None,
+    source: str,
+    overrides: list[str] | None,
+    kind: Kind = "run",
 ) -> list[str]:
     """`--limit`, `--out` and `--executor` as the `--set` they stand for."""
     extra = []
@@ -103,28 +117,17 @@ def shorthands(
     if executor is not None:
         extra.append(f"execution.executor={executor}")
     if limit is not None:
-        sets = len(load(source, overrides).config.prompts)
+        sets = len(load(source, overrides, kind).config.prompts)
         extra += [f"prompts.{index}.limit={limit}" for index in range(sets)]
     return extra
 
 
 def _with_guardrails(source: str, overrides: list[str], files: Sequence[Path]) -> list[str]:
     """`--guardrail` as the `--set` it stands for: the configured guardrails and those of the files."""
-    from dsprobe.config import GuardrailConfig
-    from dsprobe.registry import validated
-    from dsprobe.strict_yaml import parse_yaml
-
     if not files:
         return []
     stacks = [guardrail.model_dump(mode="json") for guardrail in load(source, overrides).config.guardrails]
-    for file in files:
-        try:
-            content = parse_yaml(file.read_text(encoding="utf-8"), f"file {file}")
-        except OSError as error:
-            raise ConfigError(f"Cannot read guardrail `{file}`: {error}") from None
-        if not isinstance(content, dict):
-            raise ConfigError(f"Guardrail `{file}` must hold a mapping with `name:` and `stack:`.")
-        stacks.append(validated(GuardrailConfig, content, f"file {file}").model_dump(mode="json"))
+    stacks += [read_guardrail(file).model_dump(mode="json") for file in files]
     return [f"guardrails={json.dumps(stacks)}"]
 
 

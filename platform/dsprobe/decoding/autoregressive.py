@@ -23,6 +23,7 @@ from dsprobe.decoding.recorder import score_steps
 from dsprobe.decoding.records import NEVER, RowKey, TrajectoryBatch
 from dsprobe.decoding.sampling import filter_logits, sample_inverse_cdf
 from dsprobe.decoding.vocabulary import VocabularyStatistics, vocabulary_statistics
+from dsprobe.decoding.watching import OnStep, StepSnapshot
 from dsprobe.models.base import CausalModel
 from dsprobe.risk.base import RiskInput, RiskOutput, RiskScorer
 
@@ -37,17 +38,20 @@ def generate(
     recording: RecordingConfig,
     scorer: RiskScorer | None = None,
     seed: int = 0,
+    on_step: OnStep | None = None,
 ) -> TrajectoryBatch:
     """Generate replies token by token and record every step.
 
     Args:
         model: An autoregressive model.
         rows: Rendered rows; `tokens` end where generation starts, `response_start` may lie inside them (a prefill).
+            Forced tokens are said when generation reaches them, and no row ends before its last one.
         keys: Identity of each row.
         config: `reply_length`, `temperature`, `top_p` and `top_k` are used.
         recording: `top_k` and `enabled` are used; hidden layers are a diffusion-model option.
         scorer: In-loop scorer, of tokens or of logits.
         seed: Seed of the run.
+        on_step: Called after every token.
 
     Returns:
         The batch; step s of a row commits its s-th generated token; end-of-text or a full reply finishes it.
@@ -57,7 +61,22 @@ def generate(
     steps: list[_Step] = []
     while not bool(state.done_B.all()) and state.length < state.width:
         steps.append(state.advance(recording, scorer))
+        if on_step is not None:
+            on_step(state.latest(steps[-1], scorer))
     return _records(state, steps, scorer, time.perf_counter() - start)
+
+
+FREE = -1
+"""Where nothing is forced."""
+
+
+def _forced(rows: Sequence[Rendered], pads: Sequence[int], width: int) -> Tensor:
+    """Tokens that rows are made to say, int64 ``[B, L]``."""
+    forced_BL = torch.full((len(rows), width), FREE)
+    for index, (row, pad) in enumerate(zip(rows, pads, strict=True)):
+        for position, token in row.forced:
+            forced_BL[index, position + pad] = token
+    return forced_BL
 
 
 class _Step:
@@ -91,6 +110,8 @@ class _State:
         tokens = [[info.pad_token_id] * pad + list(row.tokens) for row, pad in zip(rows, self.pads, strict=True)]
         blank = [[info.pad_token_id] * (self.width - self.prompt)] * len(rows)
         self.tokens_BL = torch.cat([torch.tensor(tokens), torch.tensor(blank)], dim=1).to(device)
+        self.forced_BL = _forced(rows, self.pads, self.width).to(device)
+        self.last_forced_B = ((self.forced_BL != FREE) * torch.arange(1, self.width + 1, device=device)).amax(dim=1)
         index_L = torch.arange(self.width, device=device)[None]
         self.real_BL = index_L >= torch.tensor(self.pads, device=device)[:, None]
         first_B1 = torch.tensor([[first] for first, _ in response], device=device)
@@ -111,18 +132,48 @@ class _State:
         new_BT = self.tokens_BL[:, self.length - fresh : self.length]
         hidden_BTD, self.cache = self.model.hidden(new_BT, self.real_BL[:, : self.length], self.cache)
         logits_BV = self.model.head(hidden_BTD[:, -1])
-        logits_BV.index_fill_(-1, self.suppressed, torch.finfo(logits_BV.dtype).min)
+        lowest = torch.finfo(logits_BV.dtype).min
+        logits_BV.index_fill_(-1, self.suppressed, lowest)
+        waiting_B1 = (self.last_forced_B > self.length)[:, None]
+        logits_BV[:, self.eos] = logits_BV[:, self.eos].masked_fill(waiting_B1, lowest)
         statistics = vocabulary_statistics(logits_BV, top_k=max(2, recording.top_k), entropy=recording.enabled)
-        token_B = self._choose(logits_BV, statistics)
+        forced_B = self.forced_BL[:, self.length]
+        token_B = torch.where(forced_B == FREE, self._choose(logits_BV, statistics), forced_B)
         logprob_B = logits_BV.gather(-1, token_B[:, None])[:, 0].float() - statistics.logsumexp_N
         step = _Step(torch.where(self.done_B, self.eos[0], token_B), logprob_B, statistics, ~self.done_B)
         if scorer is not None and scorer.needs_logits:
             step.risk = scorer.score(self._logit_risk(logits_BV))
         self.tokens_BL[:, self.length] = step.token_B
         self.length += 1
-        self.done_B = self.done_B | torch.isin(step.token_B, self.eos) | (self.length >= self.end_B)
+        ended_B = torch.isin(step.token_B, self.eos) & (self.last_forced_B <= self.length)
+        self.done_B = self.done_B | ended_B | (self.length >= self.end_B)
         self.step += 1
         return step
+
+    def latest(self, step: _Step, scorer: RiskScorer | None) -> StepSnapshot:
+        """The step taken last, scored now; both views coincide."""
+        before_BL = self.tokens_BL.clone()
+        before_BL[:, self.length - 1] = self.initial_BL[:, self.length - 1]
+        written_L = torch.arange(self.width, device=before_BL.device) < self.length
+        if step.risk is None:
+            risk_SB, attribution_SBL = score_steps(scorer, self.tokens_BL.int()[None], self.response_BL)
+            risk_B, attribution_BL = risk_SB[0], attribution_SBL[0]
+        else:
+            risk_B, attribution_BL = step.risk.risk_N, step.risk.attribution_NL
+        canvas_BL = self.tokens_BL.int().cpu().numpy()
+        return StepSnapshot(
+            step=self.step,
+            running_B=step.running_B.cpu().numpy(),
+            response_BL=self.response_BL.cpu().numpy(),
+            before_BL=before_BL.int().cpu().numpy(),
+            canvas_BL=canvas_BL,
+            committed_BL=written_L.expand_as(before_BL).cpu().numpy(),
+            predicted_BL=canvas_BL,
+            risk_committed_B=risk_B.cpu().numpy(),
+            risk_predicted_B=risk_B.cpu().numpy(),
+            attribution_BL=attribution_BL.masked_fill(~self.response_BL, torch.nan).half().cpu().numpy(),
+            events=[[] for _ in self.keys],
+        )
 
     def _logit_risk(self, logits_BV: Tensor) -> RiskInput:
         """The coming position's logits, as a logit scorer sees them."""
@@ -153,7 +204,8 @@ def _records(state: _State, steps: list[_Step], scorer: RiskScorer | None, secon
     written_SL = index_L[None] < state.prompt + 1 + torch.arange(count, device=index_L.device)[:, None]
     canvas_SBL = torch.where(written_SL[:, None], state.tokens_BL, state.initial_BL)
     at_SL = index_L[None] == state.prompt + torch.arange(count, device=index_L.device)[:, None]
-    active_SBL = at_SL[:, None] & running_SB[..., None]
+    chosen_BL = state.forced_BL == FREE
+    active_SBL = at_SL[:, None] & running_SB[..., None] & chosen_BL
 
     def plane(values: list[Tensor]) -> np.ndarray:
         stacked_SB1 = torch.stack(values)[..., None].half()
@@ -169,7 +221,9 @@ def _records(state: _State, steps: list[_Step], scorer: RiskScorer | None, secon
     order_L = index_L - state.prompt + 1
     margin_SB = torch.stack([s.statistics.top_logprobs_NK[:, 0] - s.statistics.top_logprobs_NK[:, 1] for s in steps])
     greedy = state.config.temperature == 0
-    margin_B = margin_SB.masked_fill(~running_SB, torch.inf).amin(0) if greedy else torch.full((rows,), torch.inf)
+    margin_B = (
+        margin_SB.masked_fill(~active_SBL.any(dim=-1), torch.inf).amin(0) if greedy else torch.full((rows,), torch.inf)
+    )
     num_steps = running_SB.sum(dim=0).short().cpu().numpy()
     ints_SBL = canvas_SBL.int().cpu().numpy()
     return TrajectoryBatch(

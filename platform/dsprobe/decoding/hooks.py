@@ -47,7 +47,9 @@ class StepContext:
     before_BL: Tensor = field(init=False)
     """Canvas before the step's commits."""
     committed_BL: Tensor = field(init=False)
-    """Canvas right after the commits, before `on_canvas`."""
+    """Canvas right after the commits and what an attack made of them, before guardrails act in `on_canvas`."""
+    unattacked_BL: Tensor | None = None
+    """Canvas right after the commits where an attack has changed it since; `None` where none has."""
     action_B: Tensor = field(init=False)
     """Bit flags of what hooks did (`dsprobe.decoding.records`)."""
     logged_greedy_BL: Tensor | None = None

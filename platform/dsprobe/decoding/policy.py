@@ -240,6 +240,10 @@ class SchedulePolicy(Policy):
             canvas.stop(_text_is_complete(canvas))
         remasked_BL = canvas.masked_BL & (context.committed_BL != canvas.mask_token_id)
         overdue_B = self.candidates(canvas).any(dim=1) & (self._step_B >= self._steps_B)
+        # What an attack re-masks is no guardrail's doing: one step for it after a block's last, outside the bound.
+        reopened_B = overdue_B & _reopened(context)
+        self._steps_B += reopened_B
+        overdue_B = overdue_B & ~reopened_B
         wanted_B = torch.maximum(self._share(remasked_BL.sum(dim=1)), overdue_B.long())
         granted_B = torch.minimum(wanted_B, self.config.max_extra_steps - self._extra_B)
         self._extra_B += granted_B
@@ -269,6 +273,14 @@ def _scatter(context: StepContext, value_N: Tensor, fill: float = -torch.inf) ->
     out_BL = torch.full(context.canvas.tokens_BL.shape, fill, device=value_N.device)
     out_BL[context.row_N, context.position_N] = value_N.float()
     return out_BL
+
+
+def _reopened(context: StepContext) -> Tensor:
+    """Rows in which an attack has re-masked something in this step."""
+    if context.unattacked_BL is None:
+        return torch.zeros_like(context.running_B)
+    mask = context.canvas.mask_token_id
+    return ((context.unattacked_BL != mask) & (context.committed_BL == mask)).any(dim=1)
 
 
 def _text_is_complete(canvas: Canvas) -> Tensor:

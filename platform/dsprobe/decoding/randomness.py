@@ -19,6 +19,8 @@ STREAM_ORDER: Final = 2
 
 STREAM_RENOISE: Final = 9
 """Positions of an irreversibility experiment."""
+STREAM_ANCHOR: Final = 10
+"""Positions that an anchoring attack leaves masked."""
 
 _GOLDEN: Final = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1: Final = -4658895280553007687  # 0xBF58476D1CE4E5B9

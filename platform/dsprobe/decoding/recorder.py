@@ -18,7 +18,15 @@ from dsprobe.config import RecordingConfig
 from dsprobe.decoding.canvas import Canvas
 from dsprobe.decoding.hooks import Hook, StepContext
 from dsprobe.decoding.loop import DenoiseOutput, StatisticsNeeds
-from dsprobe.decoding.records import ACTION_NONE, NEVER, TrajectoryBatch
+from dsprobe.decoding.records import (
+    ACTION_NONE,
+    ACTION_REMASK,
+    ACTION_REWRITE,
+    BY_ATTACK,
+    NEVER,
+    TrajectoryBatch,
+)
+from dsprobe.decoding.watching import StepSnapshot, events_at
 from dsprobe.models.base import DiffusionModel
 from dsprobe.risk.base import RiskInput, RiskScorer
 
@@ -122,21 +130,54 @@ class Recorder(Hook):
         self._note_events(context)
 
     def _note_events(self, context: StepContext) -> None:
-        """Write down what guardrails changed; costs one comparison when none is installed."""
-        if not bool((context.action_B != ACTION_NONE).any()):
-            return
-        changed_BL = context.canvas.tokens_BL != context.committed_BL
-        for row in (context.action_B != ACTION_NONE).nonzero()[:, 0].tolist():
+        """Write down what an attack and guardrails changed; costs one comparison when none is installed."""
+        if context.unattacked_BL is not None:
+            self._note_attack(context, context.unattacked_BL)
+        if bool((context.action_B != ACTION_NONE).any()):
+            rows_B = context.action_B != ACTION_NONE
+            self._note(context, rows_B, context.committed_BL, context.canvas.tokens_BL, context.action_B)
+
+    def _note_attack(self, context: StepContext, unattacked_BL: Tensor) -> None:
+        changed_BL = unattacked_BL != context.committed_BL
+        masked_BL = context.committed_BL == context.canvas.mask_token_id
+        action_B = (changed_BL & masked_BL).any(dim=1) * ACTION_REMASK
+        action_B = action_B | (changed_BL & ~masked_BL).any(dim=1) * ACTION_REWRITE
+        self._note(context, changed_BL.any(dim=1), unattacked_BL, context.committed_BL, action_B, by=BY_ATTACK)
+
+    def _note(
+        self, context: StepContext, rows_B: Tensor, before_BL: Tensor, after_BL: Tensor, action_B: Tensor, **facts: str
+    ) -> None:
+        changed_BL = before_BL != after_BL
+        for row in rows_B.nonzero()[:, 0].tolist():
             where = changed_BL[row].nonzero()[:, 0]
             self._events[row].append(
                 {
                     "step": context.step + 1,
-                    "action": int(context.action_B[row]),
+                    "action": int(action_B[row]),
                     "positions": where.tolist(),
-                    "before": context.committed_BL[row, where].tolist(),
-                    "after": context.canvas.tokens_BL[row, where].tolist(),
+                    "before": before_BL[row, where].tolist(),
+                    "after": after_BL[row, where].tolist(),
+                    **facts,
                 }
             )
+
+    def latest(self, context: StepContext) -> StepSnapshot:
+        """The step that was recorded last, scored now; see `dsprobe.decoding.watching`."""
+        canvas, planes = context.canvas, self._planes
+        risk = self._risk(canvas, planes.predicted[-1][None], planes.canvas[-1][None])
+        return StepSnapshot(
+            step=context.step + 1,
+            running_B=_numpy(context.running_B),
+            response_BL=_numpy(canvas.response_BL),
+            before_BL=_numpy(context.before_BL.int()),
+            canvas_BL=_numpy(planes.canvas[-1]),
+            committed_BL=_numpy(planes.canvas[-1] != canvas.mask_token_id),
+            predicted_BL=_numpy(planes.predicted[-1]),
+            risk_committed_B=_numpy(risk[0][0]),
+            risk_predicted_B=_numpy(risk[1][0]),
+            attribution_BL=_numpy(risk[2][0]),
+            events=events_at(self._events, context.step + 1),
+        )
 
     def finish(self, output: DenoiseOutput) -> TrajectoryBatch:
         """Score the recorded steps and hand the batch over.
@@ -182,7 +223,9 @@ class Recorder(Hook):
     def _risk(self, canvas: Canvas, predicted_SBL: Tensor, canvas_SBL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Risk of both views and attribution of the predicted one."""
         if self._scorer is not None and self._scorer.needs_logits:
-            risk_SB, attribution_SBL = torch.stack(self._planes.risk), torch.stack(self._planes.attribution)
+            steps = len(predicted_SBL)
+            risk_SB = torch.stack(self._planes.risk[-steps:])
+            attribution_SBL = torch.stack(self._planes.attribution[-steps:])
             risk = (risk_SB, risk_SB)
         else:
             committed_SB, _ = score_steps(self._scorer, canvas_SBL, canvas.response_BL)

@@ -7,6 +7,7 @@ the state **after** step ``s + 1``; the initial canvas is ``canvas_BL``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,6 +19,9 @@ NEVER: Final = -1
 
 ACTION_NONE, ACTION_REMASK, ACTION_REWRITE, ACTION_VETO, ACTION_STOP = 0, 1, 2, 4, 8
 """Bit flags of what guardrails did to a row in a step."""
+
+BY_ATTACK: Final = "attack"
+"""Value of an event's `by` where an attack changed the canvas; events of guardrails have no `by`."""
 
 I32 = npt.NDArray[np.int32]
 I16 = npt.NDArray[np.int16]
@@ -33,6 +37,11 @@ class RowKey:
 
     prompt_id: str
     sample: int = 0
+
+
+def by_guardrails(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of a row that guardrails caused."""
+    return [event for event in events if event.get("by") != BY_ATTACK]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,7 +93,8 @@ class TrajectoryBatch:
     wall_seconds_B: F32
     """Wall time of the batch divided by its rows."""
     events: list[list[dict[str, Any]]] = field(default_factory=list)
-    """Per row: intervention events `{step, hook, positions, before, after}`; empty without guardrails."""
+    """Per row: changes of the canvas between steps, `{step, action, positions, before, after}`, by guardrails, or by an
+    attack inside the loop (`by: attack`)."""
     topk_tokens_SBLK: I32 | None = None
     topk_logprobs_SBLK: F16 | None = None
     hidden_SBLD: dict[int, F16] | None = None

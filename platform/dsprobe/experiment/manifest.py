@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dsprobe.experiment.plan import Plan
-from dsprobe.judges import JUDGES
+from dsprobe.judges import beside_generation, decides
 
 MANIFEST_VERSION: Final = 1
 PACKAGES: Final = ("dsprobe", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "ray", "duckdb")
@@ -35,7 +35,7 @@ def build_manifest(plan: Plan, sources: Mapping[str, str]) -> dict[str, Any]:
         "sources": dict(sources),
         "models": {name: _model(plan, name) for name in plan.models},
         "prompt_sets": {name: _prompts(plan, name) for name in plan.prompt_sets},
-        "judges": {judge.key: JUDGES.get(judge.name).decides for judge in plan.config.judges},
+        "judges": {judge.key: decides(judge) for judge in beside_generation(plan.config.judges)},
         "conditions": [condition.id for condition in plan.conditions],
         "not_run": plan.skipped,
         "packages": {name: version(name) for name in PACKAGES},
@@ -53,9 +53,7 @@ def _model(plan: Plan, name: str) -> dict[str, Any]:
 
 
 def _prompts(plan: Plan, name: str) -> dict[str, Any]:
-    prompts = plan.prompt_sets[name]
-    return {"count": len(prompts.prompts), "digest": prompts.digest, "synthetic": prompts.synthetic,
-            "limited": prompts.limited}  # fmt: skip
+    return plan.prompt_sets[name].facts()
 
 
 def _revision() -> str | None:

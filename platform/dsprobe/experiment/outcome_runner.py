@@ -19,7 +19,7 @@ from dsprobe.forking.engine import ForkEngine, ForkResult
 from dsprobe.forking.segment import ForkRow
 from dsprobe.guardrails import Guardrail
 from dsprobe.guardrails.build import build_guardrails, rewritten
-from dsprobe.judges import JUDGES, Judge, Reply
+from dsprobe.judges import Reply, build_judges
 from dsprobe.judges.run import judge_all
 from dsprobe.models.base import CausalModel, DiffusionModel
 from dsprobe.models.chat import decode_reply
@@ -64,7 +64,7 @@ class OutcomeRunner:
         self.plan, self.model, self.fluency = plan, model, fluency
         config = plan.config
         self.engine = ForkEngine(model, config.decodings[0], seed=config.seed, batch_size=config.execution.batch_size)
-        self.judges: dict[str, Judge] = {j.key: JUDGES.build(j.name, j.params) for j in config.judges}
+        self.judges = build_judges(config.judges)
         self._scored: dict[tuple[str, str, str], _Scored] = {}
 
     def run(self, guardrail: GuardrailConfig, share: Share = Share(), *, fork: bool = True) -> RowOutcomes:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dsprobe.attacks import ATTACKS
@@ -20,7 +21,7 @@ from dsprobe.experiment.evaluated import Condition
 from dsprobe.experiment.preflight import check_rendering, stand_in
 from dsprobe.guardrails import GUARDRAILS
 from dsprobe.guardrails.build import check_guardrail
-from dsprobe.judges import JUDGES
+from dsprobe.judges import JUDGES, beside_generation
 from dsprobe.models.checkpoint import CheckpointFacts, inspect_checkpoint
 from dsprobe.prompts.base import PromptSet
 from dsprobe.prompts.load import load_prompts
@@ -88,8 +89,8 @@ def resolve(config: RunConfig) -> Plan:
         CheckpointError: A model folder cannot be read or is not a supported layout.
     """
     _check_components(config)
-    models = {m.name: inspect_checkpoint(m) for m in config.models}
     prompt_sets = {p.key: load_prompts(p) for p in config.prompts}
+    models = {m.name: inspect_checkpoint(m) for m in config.models}
     conditions, skipped = _conditions(config, models)
     if not conditions:
         raise ConfigError("The configuration has no runnable condition: " + "; ".join(skipped.values()))
@@ -112,7 +113,7 @@ def _check_components(config: RunConfig) -> None:
     from dsprobe.decoding.schedule import SCHEDULES
 
     for attack in config.attacks:
-        ATTACKS.config(attack.name, attack.params)
+        _check_attack(attack, config)
     for judge in config.judges:
         JUDGES.config(judge.name, judge.params)
     for decoding in config.decodings:
@@ -126,6 +127,33 @@ def _check_components(config: RunConfig) -> None:
         for key in prompts.attacks or ():
             if key not in keys:
                 raise unknown_name(f"attack of prompts `{prompts.key}`", key, keys)
+        names = [decoding.name for decoding in config.decodings]
+        for name in prompts.decodings or ():
+            if name not in names:
+                raise unknown_name(f"decoding of prompts `{prompts.key}`", name, names)
+
+
+def _check_attack(attack: Spec, config: RunConfig) -> None:
+    kind, own = ATTACKS.get(attack.name), ATTACKS.config(attack.name, attack.params)
+    label = kind.needs_model(own)
+    if label is not None and label not in (names := [model.name for model in config.models]):
+        raise unknown_name(f"surrogate model of attack `{attack.key}`", label, names)
+    for path in kind.files(own):
+        if not Path(path).expanduser().is_file():
+            raise ConfigError(f"Attack `{attack.key}`: no file at {Path(path).expanduser().absolute()}.")
+
+
+def attack_inputs(attack: Spec, models: Mapping[str, CheckpointFacts]) -> dict[str, str]:
+    """What an attack depends on beside its parameters: digest of every file, and of the model that it searches on.
+
+    Args:
+        attack: A configured attack.
+        models: Model label → facts.
+    """
+    kind, own = ATTACKS.get(attack.name), ATTACKS.config(attack.name, attack.params)
+    inputs = {path: hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest() for path in kind.files(own)}
+    label = kind.needs_model(own)
+    return inputs if label is None else inputs | {label: models[label].digest}
 
 
 def _check_rendering(plan: Plan) -> None:
@@ -145,7 +173,8 @@ def _conditions(config: RunConfig, models: dict[str, CheckpointFacts]) -> tuple[
     skipped: dict[str, str] = {}
     for model, prompts, attack in _cells(config):
         kind = models[model.name].kind
-        decodings = config.decodings if kind == "diffusion" else config.decodings[:1]
+        wanted = [d for d in config.decodings if prompts.decodings is None or d.name in prompts.decodings]
+        decodings = wanted if kind == "diffusion" else wanted[:1]
         for decoding, guardrail in itertools.product(decodings, config.guardrails):
             condition = Condition(
                 model=model.name,
@@ -179,6 +208,7 @@ def _shards(
 ) -> Iterable[Shard]:
     for condition in conditions:
         prompt_set = prompt_sets[condition.prompts]
+        attack: Spec = _one(config.attacks, condition.attack, "key")
         rows = [RowRef(p, s) for p in range(len(prompt_set.prompts)) for s in range(config.samples)]
         content = {
             "format": SHARD_FORMAT,
@@ -187,11 +217,12 @@ def _shards(
             "model": models[condition.model].digest,
             "placement": _one(config.models, condition.model, "name").model_dump(mode="json"),
             "prompts": prompt_set.digest,
-            "attack": _one(config.attacks, condition.attack, "key").model_dump(mode="json"),
+            "attack": attack.model_dump(mode="json", exclude={"family"}),
             "decoding": _one(config.decodings, condition.decoding, "name").model_dump(mode="json"),
+            **({"attack_inputs": inputs} if (inputs := attack_inputs(attack, models)) else {}),
             "guardrail": _one(config.guardrails, condition.guardrail, "name").model_dump(mode="json"),
             "risk": config.risk.model_dump(mode="json"),
-            "judges": [judge.model_dump(mode="json") for judge in config.judges],
+            "judges": [judge.model_dump(mode="json") for judge in beside_generation(config.judges)],
             "recording": config.recording.model_dump(mode="json"),
         }
         size = config.execution.shard_size

@@ -9,7 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dsprobe.attacks import Attack
+from dsprobe.attacks.in_loop import check_steps
+from dsprobe.attacks.realise import realise
 from dsprobe.config import DecodingConfig
+from dsprobe.decoding.schedule import planned_steps
 from dsprobe.errors import CheckpointError, ConfigError
 from dsprobe.models.base import LanguageModel
 from dsprobe.models.checkpoint import CheckpointFacts
@@ -57,10 +60,12 @@ def check_rendering(attack: Attack, prompts: PromptSet, model: TokenizerOnly, de
     """Render a set's first and longest prompt.
 
     Raises:
-        ConfigError: The attack does not fit the model, the reply length, or the model's trained length.
+        ConfigError: The attack does not fit the model, the reply length, the decoding's steps, or the model's trained
+            length.
     """
     for prompt in (prompts.prompts[0], max(prompts.prompts, key=lambda prompt: len(prompt.text))):
-        row = attack.render(prompt, model, decoding.reply_length)
+        row = realise(attack.compose(prompt, model, decoding.reply_length), prompt, model, decoding.reply_length)
+        check_steps([row], planned_steps(decoding))
         length, limit = max(len(row.tokens), row.response_end), model.info.max_positions
         if limit and length > limit:
             raise ConfigError(

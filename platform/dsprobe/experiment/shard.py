@@ -6,28 +6,20 @@ its arithmetic is the same whoever its neighbours are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import cast
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
 
 from dsprobe.attacks import ATTACKS, Attack
 from dsprobe.attacks.base import Rendered
-from dsprobe.decoding.autoregressive import generate
-from dsprobe.decoding.canvas import batch_canvases, by_width, in_batches
-from dsprobe.decoding.loop import denoise
-from dsprobe.decoding.policy import SchedulePolicy
-from dsprobe.decoding.recorder import Recorder, statistics_needs
+from dsprobe.config import ModelConfig
+from dsprobe.decoding.canvas import by_width, in_batches
 from dsprobe.decoding.records import RowKey, TrajectoryBatch
+from dsprobe.experiment.decode import decode_rows, evaluate_rows
 from dsprobe.experiment.evaluated import Condition, EvaluatedBatch
 from dsprobe.experiment.plan import Plan, RowRef, Shard
 from dsprobe.guardrails import Guardrail, Setting
 from dsprobe.guardrails.build import build_guardrails, rewritten
-from dsprobe.judges import JUDGES, Judge, Reply
-from dsprobe.judges.run import judge_all
-from dsprobe.metrics.temporal import first_harmful_step, kl_slope, kl_step_mean, temporal_risk_integral
-from dsprobe.models.base import CausalModel, DiffusionModel, LanguageModel
-from dsprobe.models.chat import decode_reply
+from dsprobe.judges import build_judges
+from dsprobe.models.base import LanguageModel
 from dsprobe.prompts.base import Prompt
 from dsprobe.risk import SCORERS, RiskScorer
 
@@ -38,26 +30,35 @@ class ShardRunner:
     Args:
         plan: The resolved experiment.
         model: A loaded model; its name must be one of the plan's.
+        load: Gives other models of the plan, for attacks that search on a surrogate.
     """
 
-    def __init__(self, plan: Plan, model: LanguageModel) -> None:
-        self.plan, self.model = plan, model
+    def __init__(self, plan: Plan, model: LanguageModel, load: Callable[[ModelConfig], LanguageModel]) -> None:
+        self.plan, self.model, self._load = plan, model, load
         scorer = plan.config.risk.scorer
         self.scorer: RiskScorer = SCORERS.build(scorer.name, scorer.params, model)
-        self.judges: dict[str, Judge] = {j.key: JUDGES.build(j.name, j.params) for j in plan.config.judges}
+        self.judges = build_judges(plan.config.judges)
 
     def run(self, shard: Shard) -> Iterator[EvaluatedBatch]:
         """Yield the shard's trajectories batch by batch.
 
         The order and content of the batches are a pure function of the shard, so a re-run may replace a lost attempt.
         """
-        spec = self.plan.attack(shard.condition)
-        attack = ATTACKS.build(spec.name, spec.params)
+        attack = self._attack(shard.condition)
         guardrails = self._guardrails(shard.condition)
         for rows, rendered in self._batches(shard, attack, guardrails):
             prompts = [self._prompt(shard.condition, row) for row in rows]
             keys = [RowKey(prompt.id, row.sample) for prompt, row in zip(prompts, rows, strict=True)]
             yield self.evaluate(shard.condition, prompts, self._decode(shard.condition, rendered, keys, guardrails))
+
+    def _attack(self, condition: Condition) -> Attack:
+        spec = self.plan.attack(condition)
+        config = ATTACKS.config(spec.name, spec.params)
+        attack = ATTACKS.build(spec.name, spec.params)
+        label = attack.needs_model(config)
+        if label is not None:
+            attack.surrogates = {label: self._load(next(m for m in self.plan.config.models if m.name == label))}
+        return attack
 
     def _guardrails(self, condition: Condition) -> list[Guardrail]:
         setting = Setting(model=self.model, decoding=self.plan.decoding(condition))
@@ -72,7 +73,7 @@ class ShardRunner:
         """Group rows of one canvas length, then cut the groups into batches of fixed sizes."""
         length = self.plan.decoding(shard.condition).reply_length
         prompts = [rewritten(self._prompt(shard.condition, row), guardrails) for row in shard.rows]
-        rendered = [attack.render(prompt, self.model, length) for prompt in prompts]
+        rendered = attack.render_all(prompts, self.model, length)
         for indices in by_width(rendered):
             for part in in_batches(indices, self.plan.config.execution.batch_size):
                 yield [shard.rows[i] for i in part], [rendered[i] for i in part]
@@ -84,18 +85,17 @@ class ShardRunner:
         keys: Sequence[RowKey],
         guardrails: Sequence[Guardrail],
     ) -> TrajectoryBatch:
-        config, decoding = self.plan.config, self.plan.decoding(condition)
-        if self.model.info.kind == "autoregressive":
-            causal = cast("CausalModel", self.model)
-            return generate(
-                causal, rendered, keys, decoding, recording=config.recording, scorer=self.scorer, seed=config.seed
-            )
-        model = cast("DiffusionModel", self.model)
-        canvas = batch_canvases(rendered, keys, model.info, seed=config.seed, device=model.device)
-        recorder = Recorder(config.recording, model, self.scorer)
-        needs = statistics_needs(config.recording, model, int(canvas.masked_BL.sum()))
-        policy = SchedulePolicy(decoding, model.info, model.device)
-        return recorder.finish(denoise(model, canvas, policy, hooks=[*guardrails, recorder], needs=needs))
+        config = self.plan.config
+        return decode_rows(
+            self.model,
+            rendered,
+            keys,
+            self.plan.decoding(condition),
+            recording=config.recording,
+            scorer=self.scorer,
+            guardrails=guardrails,
+            seed=config.seed,
+        )
 
     def evaluate(self, condition: Condition, prompts: list[Prompt], batch: TrajectoryBatch) -> EvaluatedBatch:
         """Add texts, verdicts and temporal measures to a batch of trajectories.
@@ -105,24 +105,5 @@ class ShardRunner:
             prompts: Prompt of each row.
             batch: The trajectories.
         """
-        texts = [
-            decode_reply(self.model, batch.tokens_BL[row][batch.response_BL[row]].tolist())
-            for row in range(batch.num_rows)
-        ]
-        empty_B = np.array([not text for text in texts])
-        replies = [Reply(prompt=prompt, text=text) for prompt, text in zip(prompts, texts, strict=True)]
         threshold = self.plan.config.risk.threshold
-        risks = {"committed": batch.risk_committed_SB, "predicted": batch.risk_predicted_SB}
-        fhs = {view: first_harmful_step(risk, threshold, batch.num_steps_B) for view, risk in risks.items()}
-        return EvaluatedBatch(
-            condition=condition,
-            trajectories=batch,
-            prompts=prompts,
-            texts=texts,
-            empty_B=empty_B,
-            verdicts=judge_all(self.judges, replies, empty_B),
-            fhs_B={view: step for view, (step, _) in fhs.items()},
-            fhs_event_B={view: event for view, (_, event) in fhs.items()},
-            tri_B={view: temporal_risk_integral(risk, batch.num_steps_B) for view, risk in risks.items()},
-            kl_slope_B=kl_slope(kl_step_mean(batch.kl_SBL), batch.num_steps_B),
-        )
+        return evaluate_rows(self.model, condition, prompts, batch, judges=self.judges, threshold=threshold)

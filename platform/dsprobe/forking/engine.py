@@ -15,11 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsprobe.attacks.in_loop import attack_hooks
 from dsprobe.config import DecodingConfig
 from dsprobe.decoding.canvas import Canvas, batch_canvases, by_width, in_batches
 from dsprobe.decoding.hooks import Hook
 from dsprobe.decoding.loop import DenoiseOutput, Reentry, StatisticsNeeds, denoise, enter
 from dsprobe.decoding.policy import SchedulePolicy
+from dsprobe.decoding.schedule import planned_steps
+from dsprobe.errors import ConfigError
 from dsprobe.forking.logger import SegmentLogger, effects
 from dsprobe.forking.segment import F32, I32, ForkRow, Segment, node_key
 from dsprobe.forking.store import TrajectoryStore, joint_log
@@ -86,13 +89,14 @@ class ForkEngine:
         Args:
             rows: In any order; results come in the same.
             guardrails: A stack, built for this model and decoding.
-            fork: Start from logged trajectories where every guardrail allows it; the results are the same without.
+            fork: Start from logged trajectories where every guardrail allows it and no attack acts inside the loop; the
+                results are the same without.
         """
         forkable = [guardrail for guardrail in guardrails if isinstance(guardrail, ForkableGuardrail)]
         results: dict[int, ForkResult] = {}
         for indices in by_width([row.rendered for row in rows]):
             part = [rows[index] for index in indices]
-            if fork and len(forkable) == len(guardrails):
+            if fork and len(forkable) == len(guardrails) and not any(row.rendered.actions for row in part):
                 found = self._walk(part, forkable)
             else:
                 found = [
@@ -119,7 +123,8 @@ class ForkEngine:
 
     def _from_scratch(self, rows: Sequence[ForkRow], guardrails: Sequence[Guardrail]) -> list[ForkResult]:
         canvas = self._canvas(rows)
-        output = denoise(self.model, canvas, self._policy(), hooks=list(guardrails), needs=NEEDS)
+        attack = attack_hooks([row.rendered for row in rows], planned_steps(self.decoding))
+        output = denoise(self.model, canvas, self._policy(), hooks=[*attack, *guardrails], needs=NEEDS)
         return _results(output, guardrails, output.forward_passes_B)
 
     def _canvas(self, rows: Sequence[ForkRow]) -> Canvas:
@@ -168,7 +173,17 @@ class ForkEngine:
             self.store, self._pooled = TrajectoryStore(), True
 
     def _on_trunks(self, rows: Sequence[ForkRow]) -> list[_Cursor]:
-        """Put every row on its unguarded trajectory, decoding those that are not logged."""
+        """Put every row on its unguarded trajectory, decoding those that are not logged.
+
+        Raises:
+            ConfigError: An attack acts on a row inside the loop, which a logged step cannot be re-entered with.
+        """
+        for row in rows:
+            if row.rendered.actions:
+                raise ConfigError(
+                    f"Prompt `{row.key.prompt_id}` is attacked inside the loop, so its trajectory cannot be forked. "
+                    "Allowed: attacks that write before the first step, e.g. dija, pad, prefill at step 0."
+                )
         digests = [row.digest(self.seed) for row in rows]
         missing = [index for index, digest in enumerate(digests) if self.store.get(digest) is None]
         used: dict[int, tuple[int, float]] = {}

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dsprobe.attacks import ATTACKS
+from dsprobe.attacks.in_loop import attack_hooks
 from dsprobe.config import UNGUARDED
 from dsprobe.decoding.canvas import Canvas, batch_canvases, by_width, in_batches
 from dsprobe.decoding.loop import StatisticsNeeds, denoise
@@ -20,7 +21,7 @@ from dsprobe.guardrails.base import Setting
 from dsprobe.guardrails.policy import StrengthGuardrail
 from dsprobe.guardrails.policy_traces import Case, TraceLogger, Traces, concatenated
 from dsprobe.guardrails.renoise import RenoiseConfig
-from dsprobe.judges import JUDGES, Judge, Reply
+from dsprobe.judges import Reply, beside_generation, build_judges, decides
 from dsprobe.judges.run import judge_all
 from dsprobe.models.base import DiffusionModel
 from dsprobe.models.chat import decode_reply
@@ -32,7 +33,7 @@ def deciding_judges(plan: Plan) -> tuple[str, str | None]:
     Raises:
         ConfigError: There is no judge of harm.
     """
-    decided = {judge.key: JUDGES.get(judge.name).decides for judge in plan.config.judges}
+    decided = {judge.key: decides(judge) for judge in beside_generation(plan.config.judges)}
     harm = next((key for key, what in decided.items() if what == "harm"), None)
     if harm is None:
         raise ConfigError(
@@ -56,7 +57,7 @@ class Sampler:
 
     def __init__(self, plan: Plan, model: DiffusionModel, config: RenoiseConfig) -> None:
         self.plan, self.model, self.config = plan, model, config
-        self.judges: dict[str, Judge] = {j.key: JUDGES.build(j.name, j.params) for j in plan.config.judges}
+        self.judges = build_judges(plan.config.judges)
         self.harm, self.utility = deciding_judges(plan)
         self._settings = {d.name: Setting(model=model, decoding=d) for d in plan.config.decodings}
 
@@ -95,7 +96,8 @@ class Sampler:
         guardrail = None if build is None else build(setting)
         logger = TraceLogger(self.config, setting, guardrail)
         policy = SchedulePolicy(setting.decoding, model.info, model.device)
-        hooks = [logger] if guardrail is None else [logger, guardrail]
+        attack = attack_hooks([case.rendered for case in cases], setting.planned_steps)
+        hooks = [*attack, logger] if guardrail is None else [*attack, logger, guardrail]
         output = denoise(model, canvas, policy, hooks=hooks, needs=StatisticsNeeds(all_masks=True))
         return Traces(**logger.arrays(output), **self._verdicts(cases, canvas))
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 
 from pydantic import Field
 
-from dsprobe.judges.base import Decides, Judge, Reply
+from dsprobe.judges.base import Decides, Judge, Reply, Verdict
 from dsprobe.registry import ComponentConfig
 from dsprobe.toy.grammar import gives_instructions, is_refusal
 from dsprobe.toy.world import HARM_SHARE, ITEM_BY_NAME, RESTRICTED_ITEMS, Item
@@ -36,9 +36,9 @@ class ToyOracleJudge(Judge):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def judge(self, replies: Sequence[Reply]) -> list[bool | None]:
+    def judge(self, replies: Sequence[Reply]) -> list[Verdict]:
         """See `Judge.judge`."""
-        return [self._harmful(reply) for reply in replies]
+        return [Verdict(self._harmful(reply)) for reply in replies]
 
     def _harmful(self, reply: Reply) -> bool | None:
         item = asked_item(reply)
@@ -66,9 +66,9 @@ class ToyUtilityJudge(Judge):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def judge(self, replies: Sequence[Reply]) -> list[bool | None]:
+    def judge(self, replies: Sequence[Reply]) -> list[Verdict]:
         """See `Judge.judge`."""
-        return [self._correct(reply) for reply in replies]
+        return [Verdict(self._correct(reply)) for reply in replies]
 
     def _correct(self, reply: Reply) -> bool | None:
         item = asked_item(reply)

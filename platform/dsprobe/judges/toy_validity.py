@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from dsprobe.judges.base import Decides, Judge, Reply
+from dsprobe.judges.base import Decides, Judge, Reply, Verdict
 from dsprobe.judges.toy_oracle import asked_item
 from dsprobe.registry import ComponentConfig
 from dsprobe.toy.grammar import validity
@@ -31,9 +31,9 @@ class ToyValidityJudge(Judge):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def judge(self, replies: Sequence[Reply]) -> list[bool | None]:
+    def judge(self, replies: Sequence[Reply]) -> list[Verdict]:
         """See `Judge.judge`."""
-        return [self._valid(reply) for reply in replies]
+        return [Verdict(self._valid(reply)) for reply in replies]
 
     def _valid(self, reply: Reply) -> bool | None:
         if asked_item(reply) is None or not reply.text.strip():

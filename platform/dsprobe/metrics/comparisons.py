@@ -84,6 +84,26 @@ def paired_difference(first_N: Bool, second_N: Bool, confidence: float = DEFAULT
     return Interval(difference, max(difference - below, -1.0), min(difference + above, 1.0), n, method, confidence)
 
 
+def independent_difference(first_N: Bool, second_N: Bool, confidence: float = DEFAULT_CONFIDENCE) -> Interval:
+    """Difference of two rates on different prompts, P(first) − P(second), Newcombe's score interval (method 10).
+
+    Returns:
+        The difference in [−1, 1], n counts the smaller sample; NaN where a sample is empty.
+
+    Source: Newcombe (1998), Statistics in Medicine 17, 873–890.
+    """
+    method = "Newcombe independent"
+    size = np.array([np.size(first_N), np.size(second_N)])
+    if not size.all():
+        return undefined(method, 0, confidence)
+    counts = np.array([np.count_nonzero(first_N), np.count_nonzero(second_N)])
+    (p1, p2), (low, high) = counts / size, wilson_bounds(counts, size, confidence)
+    below = _combine(p1 - low[0], high[1] - p2, 0.0)
+    above = _combine(high[0] - p1, p2 - low[1], 0.0)
+    difference = float(p1 - p2)
+    return Interval(difference, difference - below, difference + above, int(size.min()), method, confidence)
+
+
 def _cells(first_N: Bool, second_N: Bool) -> tuple[int, int, int, int]:
     """Pairs where both, only the first, only the second, neither is True."""
     first, second = np.asarray(first_N, np.bool_), np.asarray(second_N, np.bool_)

@@ -102,6 +102,23 @@ def compare_rates(
     )
 
 
+def compare_utility(
+    level_N: npt.ArrayLike,
+    baseline_N: npt.ArrayLike,
+    harmful_prompt_N: Bool,
+    prompt_N: Labels,
+    seed: int = 0,
+    confidence: float = DEFAULT_CONFIDENCE,
+) -> PairedEstimate:
+    """Compare task accuracy of twins on the same benign prompts: what safety costs in capability.
+
+    `compare_rates` on the rows of benign prompts; None is a prompt without a reference answer.
+    """
+    benign_N = ~np.asarray(harmful_prompt_N, np.bool_)
+    level, baseline = np.asarray(level_N, np.float64)[benign_N], np.asarray(baseline_N, np.float64)[benign_N]
+    return compare_rates(level, baseline, np.asarray(prompt_N)[benign_N], seed, confidence)
+
+
 def compare_times(
     level: tuple[Int, Bool],
     baseline: tuple[Int, Bool],

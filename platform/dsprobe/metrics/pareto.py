@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from dsprobe.metrics.intervals import F64, Bool
+from dsprobe.metrics.intervals import DEFAULT_CONFIDENCE, F64, Bool, Interval, undefined
+from dsprobe.metrics.resampling import percentile_interval, resampled_sums
 
 Direction = Literal["minimize", "maximize"]
 
@@ -73,6 +74,56 @@ def hypervolumes(points_RND: npt.ArrayLike, reference_D: npt.ArrayLike, directio
     # A point on the reference's face spans no volume, so points beyond it are put there instead of being left out.
     beyond = np.isnan(cost).any(axis=-1, keepdims=True) | (cost >= reference).any(axis=-1, keepdims=True)
     return _slice(np.where(beyond, reference, cost), reference)
+
+
+def hypervolume_difference(
+    first_KND: F64,
+    second_KND: F64,
+    prompt_N: npt.NDArray[Any],
+    reference_D: npt.ArrayLike,
+    seed: int = 0,
+    confidence: float = DEFAULT_CONFIDENCE,
+) -> tuple[Interval, float]:
+    """Hypervolume of one family of settings minus another's on the same rows, as a share of the reference box.
+
+    A setting's objectives are means over rows. Noise makes fronts of more settings larger: compare equal numbers.
+
+    Args:
+        first_KND: D objectives of N rows under each of K settings, to be minimised, 0 at best; NaN is left out.
+        second_KND: The same rows under the settings of the other family.
+        prompt_N: Prompt of each row; both families see the same resamples of prompts.
+        reference_D: Reference point, above 0 in every objective.
+        seed: Seed of the bootstrap.
+        confidence: Two-sided level.
+
+    Returns:
+        The difference in [−1, 1] with its percentile interval, and the share that the second family covers. NaN
+        without rows or settings.
+
+    Raises:
+        ValueError: The families differ in rows or objectives, or the reference is not above 0.
+    """
+    reference = np.asarray(reference_D, np.float64)
+    value_KND = np.concatenate([first_KND, second_KND])
+    settings, rows, objectives = value_KND.shape
+    if rows != len(prompt_N) or objectives != len(reference) or not bool((reference > 0).all()):
+        raise ValueError(f"{rows} rows of {objectives} objectives do not fit {len(prompt_N)} prompts, {reference}.")
+    method = "cluster bootstrap of hypervolumes"
+    if not rows or not len(first_KND) or not len(second_KND):
+        return undefined(method, 0, confidence), float("nan")
+    defined_KND = ~np.isnan(value_KND)
+    columns = [np.where(defined_KND, value_KND, 0.0), defined_KND.astype(np.float64)]
+    addend_NK = np.concatenate([part.transpose(1, 0, 2).reshape(rows, -1) for part in columns], axis=1)
+    units, sum_RK = resampled_sums(addend_NK, prompt_N, None, seed)
+    sum_RK = np.concatenate([addend_NK.sum(axis=0)[None], sum_RK])  # the data themselves come first
+    total_RKD, count_RKD = (part.reshape(-1, settings, objectives) for part in np.split(sum_RK, 2, axis=1))
+    mean_RKD = np.divide(total_RKD, count_RKD, out=np.full(total_RKD.shape, np.nan), where=count_RKD > 0)
+    share_2R = [
+        hypervolumes(part, reference, ["minimize"] * objectives) / float(np.prod(reference))
+        for part in (mean_RKD[:, : len(first_KND)], mean_RKD[:, len(first_KND) :])
+    ]
+    gain_R = share_2R[0] - share_2R[1]
+    return percentile_interval(float(gain_R[0]), gain_R[1:], units, method, confidence), float(share_2R[1][0])
 
 
 def contributions(points_ND: npt.ArrayLike, reference_D: npt.ArrayLike, directions: Sequence[Direction]) -> F64:

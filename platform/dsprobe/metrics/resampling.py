@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -102,6 +103,99 @@ def resampled(statistic: Callable[..., F64], units: Sequence[Int], seed: int, re
             rng=np.random.default_rng(seed),
         )
     return np.asarray(result.bootstrap_distribution, np.float64)
+
+
+def bootstrap_sums(
+    statistic: Callable[[F64], F64],
+    addend_NK: npt.ArrayLike,
+    cluster: npt.NDArray[Any] | None = None,
+    strata: npt.NDArray[Any] | None = None,
+    seed: int = 0,
+    resamples: int = DEFAULT_RESAMPLES,
+    confidence: float = DEFAULT_CONFIDENCE,
+) -> Interval:
+    """A statistic of column sums (counts, ratios of sums) with its bootstrap percentile interval.
+
+    Equals `bootstrap` of a statistic that sums its data, all resamples at once. Statistics of equal clusters, strata
+    and seed see the same resamples.
+
+    Args:
+        statistic: Maps column sums ``[R, K]`` to R numbers; NaN where undefined.
+        addend_NK: What each row adds to each of K sums.
+        cluster: See `bootstrap`.
+        strata: See `resampled_sums`.
+        seed: Seed of the resampling.
+        resamples: Number of resamples R.
+        confidence: Two-sided level.
+    """
+    name = "bootstrap" if cluster is None else "cluster bootstrap"
+    name = name if strata is None else f"stratified {name}"
+    addend = np.asarray(addend_NK, np.float64)
+    if not len(addend):
+        return undefined(name, 0, confidence)
+    units, sum_RK = resampled_sums(addend, cluster, strata, seed, resamples)
+    value = float(statistic(addend.sum(axis=0)[None])[0])
+    return percentile_interval(value, statistic(sum_RK), units, name, confidence)
+
+
+def resampled_sums(
+    addend_NK: F64,
+    cluster: npt.NDArray[Any] | None = None,
+    strata: npt.NDArray[Any] | None = None,
+    seed: int = 0,
+    resamples: int = DEFAULT_RESAMPLES,
+) -> tuple[int, F64]:
+    """Column sums over bootstrap resamples of rows or clusters.
+
+    Args:
+        addend_NK: What each of N ≥ 1 rows adds to each of K sums.
+        cluster: Cluster of each row; whole clusters are drawn.
+        strata: Stratum of each row. Every resample keeps the number of units of each stratum; a stratum of one unit
+            adds no variation.
+        seed: Seed of the resampling.
+        resamples: Number of resamples R.
+
+    Returns:
+        The number of units, and the sums, ``[R, K]``.
+
+    Raises:
+        ValueError: The columns differ in length, or a cluster lies in two strata.
+    """
+    num_rows = len(addend_NK)
+    label_N = np.arange(num_rows) if cluster is None else np.asarray(cluster)
+    stratum_N = np.zeros(num_rows, np.int64) if strata is None else np.asarray(strata)
+    if not len(label_N) == len(stratum_N) == num_rows:
+        raise ValueError(f"{num_rows} rows need as many clusters and strata, not {len(label_N)} and {len(stratum_N)}.")
+    _, unit_N = np.unique(label_N, return_inverse=True)
+    _, stratum_N = np.unique(stratum_N, return_inverse=True)
+    units = int(unit_N.max()) + 1
+    sum_UK = np.stack([np.bincount(unit_N, weights=column, minlength=units) for column in addend_NK.T], axis=-1)
+    stratum_U = np.zeros(units, np.int64)
+    stratum_U[unit_N] = stratum_N
+    if bool(np.any(stratum_U[unit_N] != stratum_N)):
+        raise ValueError("A cluster lies in two strata.")
+    parts = [sum_UK[stratum_U == stratum] for stratum in range(int(stratum_U.max()) + 1)]
+
+    def on_resamples(*drawn: Int) -> F64:
+        sums = [_times_drawn(drawn_RU) @ part_UK for drawn_RU, part_UK in zip(drawn, parts, strict=True)]
+        return np.asarray(np.sum(sums, axis=0).T)
+
+    return units, resampled(on_resamples, [np.arange(len(part)) for part in parts], seed, resamples).T
+
+
+def has_repeats(cluster: npt.NDArray[Any] | None) -> bool:
+    """Whether some cluster has more than one row, so that rows are not independent."""
+    return cluster is not None and len(np.unique(cluster)) < len(cluster)
+
+
+def clipped(interval: Interval, low: float = -math.inf, high: float = math.inf) -> Interval:
+    """The interval within the range of its quantity; an undefined one stays undefined.
+
+    Infinite bounds of undefined resamples become the ends of the range.
+    """
+    if math.isnan(interval.value):
+        return interval
+    return replace(interval, low=max(interval.low, low), high=min(interval.high, high))
 
 
 def percentile_interval(value: float, distribution_R: F64, n: int, method: str, confidence: float) -> Interval:

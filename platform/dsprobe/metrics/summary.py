@@ -147,7 +147,7 @@ def summarise_condition(
     return ConditionSummary(
         n=len(prompt_N),
         num_prompts=len(set(prompt_N.tolist())),
-        **_verdict_rates(columns, judges, confidence),
+        **verdict_rates(columns, judges, confidence),
         empty=empty_rate(_flags(columns, "empty"), confidence),
         views={view: _view(columns, view, threshold, seed, confidence) for view in VIEWS},
         kl_slope=median(columns["kl_slope"], prompt_N, seed, confidence=confidence),
@@ -210,9 +210,19 @@ def _pass_positions(columns: Columns) -> npt.NDArray[np.float64]:
     return np.asarray(columns["forward_passes"], np.float64) * positions_N
 
 
-def _verdict_rates(
-    columns: Columns, judges: Mapping[str, Decides], confidence: float
+def verdict_rates(
+    columns: Columns, judges: Mapping[str, Decides], confidence: float = DEFAULT_CONFIDENCE
 ) -> dict[str, dict[str, Interval]]:
+    """The rates that follow from verdicts.
+
+    Args:
+        columns: ``empty``, ``harmful`` and a ``verdict_<key>`` for each judge, equally long.
+        judges: Judge key → what it decides.
+        confidence: Two-sided level of all intervals.
+
+    Returns:
+        Name of the rate (one of `RATES`) → judge key → rate.
+    """
     empty, harmful = _flags(columns, "empty"), _flags(columns, "harmful")
     rates: dict[str, dict[str, Interval]] = {name: {} for name in RATES}
     for judge, decides in judges.items():

@@ -104,11 +104,20 @@ def inspect_folder(config: ModelConfig, folder: Path) -> CheckpointFacts:
     raw = read_json(folder / "config.json")
     weights = weight_files(folder)
     parameter_bytes = sum(_tensor_bytes(file).total() for file in weights)
+    return _facts(config, raw, folder, parameter_bytes, folder_digest(folder))
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over all files of a local folder that loading reads.
+
+    Raises:
+        CheckpointError: There are no weights in safetensors.
+    """
     files = [folder / name for name in ("config.json", "generation_config.json", *_TOKENIZER_FILES)]
     digest = hashlib.sha256()
-    for file in sorted(f for f in [*files, *weights] if f.is_file()):
+    for file in sorted(f for f in [*files, *weight_files(folder)] if f.is_file()):
         digest.update(f"{file.name}:{_file_digest(file)}\n".encode())
-    return _facts(config, raw, folder, parameter_bytes, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -35,20 +35,34 @@ def hub_id(config: ModelConfig) -> tuple[str, str]:
     Raises:
         ConfigError: The path is neither a folder nor a hub id, or `revision` is not a full commit hash.
     """
-    path = config.path or ""
+    return pinned(f"model `{config.name}`", config.path or "", config.revision, "the same weights")
+
+
+def pinned(what: str, path: str, revision: str | None, same: str) -> tuple[str, str]:
+    """Check that something that is not a local folder is a pinned hub id.
+
+    Args:
+        what: Model or prompt set, for messages.
+        path: Its path.
+        revision: Its revision.
+        same: What a pinned revision keeps the same.
+
+    Returns:
+        The repository id and the commit hash.
+
+    Raises:
+        ConfigError: The path is no hub id, or the revision is not a full commit hash.
+    """
     if not _HUB_ID.match(path):
-        raise ConfigError(f"model `{config.name}`: path `{path}` is neither a folder nor a hub id.")
-    if config.revision is None:
+        raise ConfigError(f"{what}: path `{path}` is neither a folder nor a hub id.")
+    if revision is None:
         raise ConfigError(
-            f"model `{config.name}`: `{path}` is no local folder, and as a hub id it needs "
-            "`revision: <commit hash>`, so that every run reads the same weights."
+            f"{what}: `{path}` is no local folder, and as a hub id it needs "
+            f"`revision: <commit hash>`, so that every run reads {same}."
         )
-    if not _COMMIT.match(config.revision):
-        raise ConfigError(
-            f"model `{config.name}`: revision `{config.revision}` can move; "
-            "give the full commit hash (40 hexadecimal digits)."
-        )
-    return path, config.revision
+    if not _COMMIT.match(revision):
+        raise ConfigError(f"{what}: revision `{revision}` can move; give the full commit hash (40 hexadecimal digits).")
+    return path, revision
 
 
 def fetch_file(config: ModelConfig, filename: str) -> Path:
@@ -59,7 +73,7 @@ def fetch_file(config: ModelConfig, filename: str) -> Path:
         PrerequisiteError: It cannot be reached and is not in the cache.
     """
     repo, revision = hub_id(config)
-    with _hub_errors(repo, revision):
+    with hub_errors(repo, revision):
         return Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision))
 
 
@@ -70,15 +84,16 @@ def fetch_folder(config: ModelConfig) -> Path:
         PrerequisiteError: It cannot be reached and is not in the cache.
     """
     repo, revision = hub_id(config)
-    with _hub_errors(repo, revision):
+    with hub_errors(repo, revision):
         return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(ALLOWED_FILES)))
 
 
 @contextmanager
-def _hub_errors(repo: str, revision: str) -> Iterator[None]:
+def hub_errors(repo: str, revision: str, kind: Literal["model", "dataset"] = "model") -> Iterator[None]:
     """Turn the hub client's errors into ones that say what to do."""
+    option = "" if kind == "model" else f"--repo-type {kind} "
     advice = (
-        f"Fetch it once on a connected machine with: hf download {repo} --revision {revision} "
+        f"Fetch it once on a connected machine with: hf download {repo} {option}--revision {revision} "
         "(and unset HF_HUB_OFFLINE here), or give a local folder as `path`."
     )
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsprobe.errors import CheckpointError, ConfigError
 from dsprobe.models.base import DiffusionModel, LanguageModel, ModelInfo
+from dsprobe.models.gradients import watched_embeddings
 
 
 class NativeModel(LanguageModel):
@@ -55,6 +57,37 @@ class NativeModel(LanguageModel):
         """The model below the head; its last hidden state is after the final norm."""
         body: PreTrainedModel = self.module.base_model
         return body
+
+    @property
+    def embedding_weight_VD(self) -> Tensor:
+        """Weight of the input embeddings, shape ``[V, D]``; it may have more rows than the head."""
+        weight_VD: Tensor = self.module.get_input_embeddings().weight
+        return weight_VD
+
+    def embedding_gradient(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Gradient of a loss with respect to the embedded inputs of the forward that computes it.
+
+        Works inside inference mode too, and leaves no state behind.
+
+        Args:
+            loss: Calls `hidden` once, on tokens that it makes itself, and returns a scalar.
+
+        Returns:
+            ``[B, L, D]`` in the model's dtype, detached. Times `embedding_weight_VD` it is the gradient with respect to
+            one-hot inputs.
+        """
+        with self.uncompiled(), watched_embeddings(self.module) as leaves:
+            (grad_BLD,) = torch.autograd.grad(loss(), leaves)
+        return grad_BLD
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Run the body as it is inside the context, compiled or not: for gradients, and shapes met only once."""
+        if getattr(self.module.base_model, "_compiled_call_impl", None) is None:
+            yield
+        else:
+            with torch.compiler.set_stance("force_eager"):
+                yield
 
 
 class NativeDiffusionModel(NativeModel, DiffusionModel):

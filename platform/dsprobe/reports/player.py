@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dsprobe.decoding.records import ACTION_STOP, ACTION_VETO
+from dsprobe.decoding.records import ACTION_STOP, ACTION_VETO, BY_ATTACK
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.metrics.summary import VIEWS
 from dsprobe.reports.data import F64, I64, ReportData, floats, integers
@@ -166,7 +166,7 @@ def _interventions(
     open_SP: npt.NDArray[np.bool_],
     given_P: npt.NDArray[np.bool_],
 ) -> list[dict[str, Any]]:
-    """What guardrails did: per event its step, a phrase, and the response positions that lost a token.
+    """What guardrails and attacks did between steps: per event its step, a phrase, and the response positions that lost a token.
 
     Args:
         condition: Supplies the text policy.
@@ -191,12 +191,14 @@ def _interventions(
             if 0 <= place < length and step <= steps:
                 index = UNPREDICTED if token == mask else texts.index(condition, token)
                 lost[bool(open_SP[step - 1, place])].append([place, index])
-        text = _action_phrase(event["action"], len(lost[True]), len(lost[False]))
+        text = action_phrase(event["action"], len(lost[True]), len(lost[False]))
+        text = f"attack: {text}" if event.get("by") == BY_ATTACK else text
         found.append({"step": step, "text": text, "back": lost[True], "over": lost[False]})
     return found
 
 
-def _action_phrase(action: int, back: int, over: int) -> str:
+def action_phrase(action: int, back: int, over: int) -> str:
+    """What an intervention did, in words: bit flags, positions taken back, positions rewritten."""
     parts = [f"{count} {what}" for count, what in ((back, "taken back"), (over, "rewritten")) if count]
     parts += ["a commit vetoed"] if action & ACTION_VETO else []
     parts += ["the reply stopped"] if action & ACTION_STOP else []

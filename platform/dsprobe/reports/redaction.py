@@ -29,6 +29,11 @@ def show_token(data: ReportData, model: str, prompts: str, token: int) -> str:
         The token's text with control and direction marks made visible, or block glyphs of the same length.
     """
     text = data.decode_token(model, token)
-    if not data.text_allowed(prompts):
+    return shown(text, allowed=data.text_allowed(prompts))
+
+
+def shown(text: str, *, allowed: bool) -> str:
+    """A token's text with control and direction marks made visible, or block glyphs of the same length."""
+    if not allowed:
         return BLOCK * min(max(1, len(text.strip())), _LONGEST)
     return visible(text[:_LONGEST])

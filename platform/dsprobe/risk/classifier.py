@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dsprobe.config import ModelConfig
-from dsprobe.errors import CheckpointError, ConfigError, unknown_name
-from dsprobe.models import hub
 from dsprobe.models.base import LanguageModel
-from dsprobe.models.checkpoint import local_folder, weight_files
+from dsprobe.models.gradients import watched_embeddings
+from dsprobe.models.sequence_classifier import SHORTEST, SequenceClassifier
 from dsprobe.registry import ComponentConfig
 from dsprobe.risk.base import RiskInput, RiskOutput, RiskScorer, View
 from dsprobe.risk.canvas_text import CanvasReader, CanvasText
-
-_SHORTEST = 16
-"""Texts are padded to a power of two of at least this many classifier tokens."""
 
 
 class ClassifierScorer(RiskScorer):
@@ -64,7 +57,7 @@ class ClassifierScorer(RiskScorer):
         """Neutral text for a run of masks; `mask_rendering: filler` only."""
         batch_size: int = Field(default=16, ge=1)
         """Rows of every forward pass."""
-        max_length: int = Field(default=256, ge=_SHORTEST)
+        max_length: int = Field(default=256, ge=SHORTEST)
         """Classifier tokens of a text; the rest is cut off on the right."""
 
         @model_validator(mode="after")
@@ -77,11 +70,15 @@ class ClassifierScorer(RiskScorer):
 
     def __init__(self, config: Config, model: LanguageModel) -> None:
         self.config = config
-        folder = _folder(config)
-        self._classifier = _load_classifier(folder).to(model.device)
-        self._tokenizer = _load_tokenizer(folder)
-        self._label = _label_index(config.harmful_label, self._classifier.config.id2label, folder)
-        self._check_length(folder)
+        self._classifier = SequenceClassifier(
+            ModelConfig(name="risk classifier", path=config.path, revision=config.revision),
+            config.harmful_label,
+            where="Scorer `classifier`",
+            batch_size=config.batch_size,
+            max_length=config.max_length,
+            device=model.device,
+        )
+        self._module = self._classifier.module
         self._reader = CanvasReader(model, config.filler if config.mask_rendering == "filler" else None)
 
     def score(self, batch: RiskInput) -> RiskOutput:
@@ -103,69 +100,23 @@ class ClassifierScorer(RiskScorer):
     def _score_texts(self, texts: Sequence[str]) -> dict[str, tuple[float, npt.NDArray[np.float64]]]:
         """Text → risk, and the gain of each of its characters."""
         scored = {}
-        for part, encoded in self._batches(texts):
+        for part, encoded in self._classifier.batches(texts, return_offsets_mapping=True):
             offsets = encoded.pop("offset_mapping")
             risk_B, gain_BT = self._forward(encoded)
             for row, text in enumerate(part):
+                assert isinstance(text, str)
                 scored[text] = (float(risk_B[row]), _per_character(gain_BT[row], offsets[row], len(text)))
         return scored
 
-    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[str], dict[str, Any]]]:
-        """Texts of one padded length, `batch_size` at a time, and their encodings filled up to `batch_size` rows."""
-        buckets: dict[int, list[str]] = {}
-        for text, tokens in zip(texts, self._encode(texts)["input_ids"] if texts else [], strict=True):
-            length = max(_SHORTEST, 1 << (len(tokens) - 1).bit_length())
-            buckets.setdefault(min(length, self.config.max_length), []).append(text)
-        size = self.config.batch_size
-        for length, members in sorted(buckets.items()):
-            for start in range(0, len(members), size):
-                part = members[start : start + size]
-                filled = part + part[-1:] * (size - len(part))
-                yield part, self._encode(filled, padding="max_length", length=length, return_offsets_mapping=True)
-
-    def _encode(self, texts: Sequence[str], *, length: int | None = None, **options: Any) -> dict[str, Any]:
-        return dict(
-            self._tokenizer(list(texts), truncation=True, max_length=length or self.config.max_length, **options)
-        )
-
     def _forward(self, encoded: dict[str, Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Risk of each row and positive input × gradient of each classifier token."""
-        leaves: list[Tensor] = []
-
-        def watch(module: Any, args: Any, output: Tensor) -> Tensor:
-            leaves.append(output.detach().requires_grad_())
-            return leaves[-1]
-
         # The denoising loop runs in inference mode, where nothing can be differentiated.
-        with torch.inference_mode(False), torch.enable_grad():
-            inputs = {name: torch.tensor(values, device=self._classifier.device) for name, values in encoded.items()}
-            hook = self._classifier.get_input_embeddings().register_forward_hook(watch)
-            try:
-                logits_BK = self._classifier(**inputs).logits.float()
-            finally:
-                hook.remove()
-            margin_B = self._log_odds(logits_BK)
+        with watched_embeddings(self._module) as leaves:
+            logits_BK = self._module(**self._classifier.tensors(encoded)).logits.float()
+            margin_B = self._classifier.log_odds(logits_BK)
             (grad_BTD,) = torch.autograd.grad(margin_B.sum(), leaves)
             gain_BT = (grad_BTD * leaves[0]).sum(dim=-1).clamp_min(0)
             return torch.sigmoid(margin_B).detach().cpu().numpy(), gain_BT.detach().float().cpu().numpy()
-
-    def _log_odds(self, logits_BK: Tensor) -> Tensor:
-        """Log-odds of the harmful label: its logit where labels are independent, else against all other labels."""
-        harmful_B = logits_BK[:, self._label]
-        independent = self._classifier.config.problem_type == "multi_label_classification"
-        if independent or logits_BK.shape[1] == 1:
-            return harmful_B
-        others = [label for label in range(logits_BK.shape[1]) if label != self._label]
-        return harmful_B - logits_BK[:, others].logsumexp(dim=1)
-
-    def _check_length(self, folder: Path) -> None:
-        known = (self._tokenizer.model_max_length, getattr(self._classifier.config, "max_position_embeddings", None))
-        longest = min(length for length in known if length)
-        if self.config.max_length > longest:
-            raise ConfigError(
-                f"Scorer `classifier`: max_length {self.config.max_length} is too long for {folder}. "
-                f"Allowed: {_SHORTEST} to {longest}."
-            )
 
 
 def _per_character(
@@ -186,55 +137,3 @@ def _shares(text: CanvasText, gain_C: npt.NDArray[np.float64], length: int) -> n
     np.add.at(gain_L, text.position_C[written_C], gain_C[written_C])
     total = gain_L.sum()
     return gain_L / total if total > 0 else gain_L
-
-
-def _folder(config: ClassifierScorer.Config) -> Path:
-    where = ModelConfig(name="risk classifier", path=config.path, revision=config.revision)
-    return local_folder(where) or hub.fetch_folder(where)
-
-
-def _load_classifier(folder: Path) -> Any:
-    weight_files(folder)  # refuses pickles
-    try:
-        classifier, report = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{folder}: no sequence classifier can be loaded: {error}") from error
-    missing = sorted(str(key) for key in report["missing_keys"])
-    if missing:
-        # transformers would fill them with random numbers.
-        raise CheckpointError(f"{folder}: weights are missing, as of a model without a classification head: {missing}.")
-    return classifier.eval().requires_grad_(False)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: the classifier's tokenizer cannot be loaded: {error}") from error
-    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{folder}: the classifier needs a fast tokenizer with a padding token.")
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-    return tokenizer
-
-
-def _label_index(label: int | str, names: dict[int, str], folder: Path) -> int:
-    """Index of a label given by name or index.
-
-    Raises:
-        ConfigError: There is no such label.
-    """
-    if isinstance(label, int):
-        if label not in names:
-            raise ConfigError(f"Scorer `classifier`: {folder} has no label {label}. Allowed: {names}.")
-        return label
-    by_name = {name: index for index, name in names.items()}
-    if label not in by_name:
-        raise unknown_name(f"harmful_label of the classifier at {folder}", label, by_name)
-    return by_name[label]

@@ -136,7 +136,7 @@ def _outcomes(outcome: Outcome, found: Sequence[Reply]) -> list[bool]:
     if outcome == "validity":
         return [grammar.validity(reply.text) == 1.0 for reply in found]
     harm, utility = ToyOracleJudge(ToyOracleJudge.Config()), ToyUtilityJudge(ToyUtilityJudge.Config())
-    return [bool(verdict) for verdict in (harm if outcome == "harm" else utility).judge(found)]
+    return [bool(verdict.value) for verdict in (harm if outcome == "harm" else utility).judge(found)]
 
 
 def _row(claim: Claim, measured: _Measured) -> dict[str, Any]:

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any, Final
@@ -30,10 +28,13 @@ import pyarrow.parquet as pq
 from dsprobe.config import UNGUARDED
 from dsprobe.errors import StorageError
 from dsprobe.experiment.evaluated import Condition
+from dsprobe.judges.base import Decides
+from dsprobe.storage.content_files import ContentFile, read_checked
 from dsprobe.storage.objects import ObjectStore
 from dsprobe.storage.reducer import ReducerState
 from dsprobe.storage.run_store import CommitRecord, RunStore
 from dsprobe.storage.schemas import TABLES, VOLATILE, TableKind, check_version, open_writer, with_metadata
+from dsprobe.storage.scores import JudgeScores, all_scores, with_scores
 from dsprobe.storage.selection import Candidate, sample_rank, select
 from dsprobe.storage.statistics import finalise
 
@@ -42,30 +43,29 @@ CURRENT: Final = "tables/_current.json"
 
 INDEX_VERSION: Final = 1
 
-ROW_GROUP: Final = 1 << 20
-"""Rows of a row group at most."""
-
 STATE_TABLES: Final = ("reducer_counts", "reducer_sums")
 
 _ORDER: Final = ("condition", "prompt_id", "sample", "step", "position", "quantity")
 
 
 def compact(store: RunStore) -> None:
-    """Rebuild all tables from the committed shards; the same shards always give the same tables.
+    """Rebuild all tables from the committed shards and scores; the same ones always give the same tables.
 
     One process at a time may compact a run. Readers may read meanwhile.
 
     Raises:
-        StorageError: Nothing is committed, a shard's file is damaged, or the store failed.
+        StorageError: Nothing is committed, a shard's or a score's file is damaged, or the store failed.
     """
     records = sorted(store.committed().values(), key=lambda r: (_partition(r.condition), r.condition.id, r.shard_id))
     if not records:
         raise StorageError(f"{store.url} has no committed shards to make tables of.")
+    scored = all_scores(store.objects)
     files: dict[TableKind, list[dict[str, Any]]] = {kind: [] for kind in TABLES}
     for partition, members in groupby(records, key=lambda r: _partition(r.condition)):
-        for kind, entry in _write_partition(store, partition, list(members)).items():
+        for kind, entry in _write_partition(store, partition, list(members), scored).items():
             files[kind].append(entry)
-    index = {"version": INDEX_VERSION, "run_id": store.run_id, "tables": files}
+    questions = {scores.record.judge: scores.record.question for scores in scored}
+    index = {"version": INDEX_VERSION, "run_id": store.run_id, "tables": files, "scored": questions}
     store.objects.put(CURRENT, json.dumps(index, indent=1, sort_keys=True).encode())
     current = {entry["path"] for entries in files.values() for entry in entries}
     for name in store.objects.list("tables"):
@@ -79,14 +79,31 @@ def current_files(objects: ObjectStore, kind: TableKind) -> list[dict[str, Any]]
     Raises:
         StorageError: The run has not been compacted, or by a newer version.
     """
+    return list(_index(objects)["tables"][kind])
+
+
+def scored_judges(objects: ObjectStore) -> dict[str, Decides]:
+    """Judges whose scores are columns of the tables: judge key → question, sorted by key.
+
+    Raises:
+        StorageError: The run has not been compacted, or by a newer version.
+    """
+    # Tables made before there were scores say nothing of them, and hold none.
+    return dict(sorted(_index(objects).get("scored", {}).items()))
+
+
+def _index(objects: ObjectStore) -> dict[str, Any]:
     if not objects.exists(CURRENT):
         raise StorageError(f"{objects.url} has no tables yet; they are made when the run is compacted.")
     try:
-        index = json.loads(objects.read(CURRENT))
+        index: dict[str, Any] = json.loads(objects.read(CURRENT))
         check_version(index["version"], "table index", objects.address(CURRENT), INDEX_VERSION)
-        return list(index["tables"][kind])
-    except (ValueError, KeyError) as error:
+        missing = set(TABLES) - set(index["tables"])
+    except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{objects.address(CURRENT)} is damaged: {type(error).__name__}: {error}") from error
+    if missing:
+        raise StorageError(f"{objects.address(CURRENT)} is damaged: it does not name `{min(missing)}`.")
+    return index
 
 
 def digest(store: RunStore) -> str:
@@ -121,13 +138,7 @@ def read_file(objects: ObjectStore, entry: dict[str, Any]) -> bytes:
     Raises:
         StorageError: Missing or damaged; the message names the file.
     """
-    data = objects.read(entry["path"])
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise StorageError(
-            f"{objects.address(entry['path'])} is damaged: its SHA-256 is not the one noted when it was written. "
-            "Compact the run again to rebuild it."
-        )
-    return data
+    return read_checked(objects, entry, "Compact the run again to rebuild it.")
 
 
 def _row_groups(data: bytes) -> Iterator[pa.Table]:
@@ -140,18 +151,24 @@ def _partition(condition: Condition) -> str:
     return f"model={quote(condition.model, safe='')}/attack={quote(condition.attack, safe='')}"
 
 
-def _write_partition(store: RunStore, partition: str, records: list[CommitRecord]) -> dict[TableKind, dict[str, Any]]:
+def _write_partition(
+    store: RunStore, partition: str, records: list[CommitRecord], scored: Sequence[JudgeScores]
+) -> dict[TableKind, dict[str, Any]]:
     """Write one file per table for one model and attack, condition by condition."""
-    writers: dict[TableKind, _Part] = {}
+    writers: dict[TableKind, ContentFile] = {}
     unguarded: dict[Condition, pa.Table] = {}
-    for _, members in groupby(records, key=lambda r: r.condition.id):
-        tables = _condition_tables(store, chosen := list(members))
-        tables["trajectories"] = _with_extra_steps(tables["trajectories"], chosen[0].condition, unguarded)
+    for condition, members in groupby(records, key=lambda r: r.condition):
+        tables = _condition_tables(store, list(members))
+        rows = _with_extra_steps(tables["trajectories"], condition, unguarded)
+        tables["trajectories"] = with_scores(rows, condition.id, scored, store.run_id)
         for kind, table in tables.items():
             if kind not in writers:
-                writers[kind] = _Part(table.schema)
+                writers[kind] = ContentFile(table.schema)
             writers[kind].write(table)
-    return {kind: part.publish(store.objects, f"tables/{kind}/{partition}") for kind, part in sorted(writers.items())}
+    return {
+        kind: part.publish(store.objects, f"tables/{kind}/{partition}", "part-")
+        for kind, part in sorted(writers.items())
+    }
 
 
 def _condition_tables(store: RunStore, records: list[CommitRecord]) -> dict[TableKind, pa.Table]:
@@ -222,29 +239,3 @@ def _cut(positions: pa.Table, trajectories: pa.Table, record: CommitRecord) -> p
     reasons = pa.array(list(chosen.values()), pa.string()).take(which_N.drop_null().combine_chunks())
     index = kept.schema.get_field_index("selection")
     return kept.set_column(index, kept.schema.field(index), reasons)
-
-
-class _Part:
-    """One Parquet file under construction on the local disk; it is named once its content is known."""
-
-    def __init__(self, table_schema: pa.Schema) -> None:
-        self._scratch = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `publish`, or with this object
-        self._writer = open_writer(self._scratch, table_schema)
-        self._rows = 0
-
-    def write(self, table: pa.Table) -> None:
-        """Append a condition."""
-        self._writer.write_table(table, row_group_size=ROW_GROUP)
-        self._rows += table.num_rows
-
-    def publish(self, objects: ObjectStore, folder: str) -> dict[str, Any]:
-        """Close the file, put it into the store under a name made of its content, and describe it."""
-        self._writer.close()
-        self._scratch.seek(0)
-        sha256 = hashlib.file_digest(self._scratch, "sha256").hexdigest()
-        path, size = f"{folder}/part-{sha256[:16]}.parquet", self._scratch.tell()
-        self._scratch.seek(0)
-        with objects.create(path) as sink:
-            shutil.copyfileobj(self._scratch, sink, 1 << 20)
-        self._scratch.close()
-        return {"path": path, "bytes": size, "sha256": sha256, "rows": self._rows}

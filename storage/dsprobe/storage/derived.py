@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from dsprobe.decoding.records import TrajectoryBatch
+from dsprobe.decoding.records import TrajectoryBatch, by_guardrails
 from dsprobe.errors import StorageError
 from dsprobe.storage.float16 import is_infinite, is_nan, sum_where
 
@@ -80,7 +80,7 @@ def remasked(batch: TrajectoryBatch) -> I16:
     changes = [
         (event["step"] - 1, row, position)
         for row, events in enumerate(batch.events)
-        for event in events
+        for event in by_guardrails(events)
         for position in event["positions"]
     ]
     step_N, row_N, position_N = np.array(changes, np.intp).reshape(-1, 3).T

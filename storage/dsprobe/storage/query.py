@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsprobe.errors import ConfigError, StorageError, unknown_name
-from dsprobe.storage.compaction import current_files, read_file
+from dsprobe.judges.base import Decides
+from dsprobe.storage.compaction import current_files, read_file, scored_judges
 from dsprobe.storage.objects import ObjectStore
 from dsprobe.storage.run_store import MANIFEST, RunStore
 from dsprobe.storage.schemas import TABLES, TableKind, check_schema, schema
+from dsprobe.storage.scores import own_judges, score_records
 
 SWEEP_TABLES: Final = {"trials": "sweep/trials.parquet", "front": "sweep/front.parquet"}
 """Tables of a sweep: name → file below its folder."""
@@ -46,6 +48,18 @@ def open_run(run: str) -> RunStore:
     return store
 
 
+def run_judges(store: RunStore) -> dict[str, Decides]:
+    """The judges that have a column ``verdict_<key>`` in a run's tables: its own, then those that scored it later.
+
+    Returns:
+        Judge key → the question it decides.
+
+    Raises:
+        StorageError: The run has no manifest or no tables.
+    """
+    return own_judges(store) | scored_judges(store.objects)
+
+
 def read_table(run: str | RunStore, table: str, filters: Filters | None = None) -> pa.Table:
     """Read one table of a run; its files are checked against the digests noted when they were written.
 
@@ -69,7 +83,9 @@ def read_table(run: str | RunStore, table: str, filters: Filters | None = None) 
 
 
 def query(run: str | RunStore, sql: str) -> pa.Table:
-    """Run one SELECT over a run's tables, views named as in `TABLES`, or over a sweep's, as in `SWEEP_TABLES`.
+    """Run one SELECT over a run's tables or a sweep's.
+
+    Views are named as in `TABLES` and, where judges scored the run later, ``scores``; for a sweep as in `SWEEP_TABLES`.
 
     The files are read where they lie (``file://``, ``s3://``, any fsspec store), only the columns and row groups that
     the query needs. No other file can be read, and nothing written.
@@ -116,7 +132,11 @@ def _register(connection: duckdb.DuckDBPyConnection, objects: ObjectStore) -> st
 def _views(objects: ObjectStore) -> dict[str, list[str]]:
     """Table name → its files."""
     swept = {name: [path] for name, path in SWEEP_TABLES.items() if objects.exists(path)}
-    return swept or {kind: [entry["path"] for entry in current_files(objects, kind)] for kind in TABLES}
+    if swept:
+        return swept
+    tables = {str(kind): [entry["path"] for entry in current_files(objects, kind)] for kind in TABLES}
+    scores = [record.file for record in score_records(objects).values()]
+    return tables | ({"scores": scores} if scores else {})
 
 
 def _create_views(

@@ -24,10 +24,12 @@ TableKind = Literal["trajectories", "steps", "positions", "step_stats", "positio
 
 TABLES: Final[tuple[TableKind, ...]] = ("trajectories", "steps", "positions", "step_stats", "position_stats")
 
-VOLATILE: Final = frozenset({"wall_seconds"})
+VOLATILE: Final = frozenset({"wall_seconds", "cached"})
 """Columns that legitimately differ between two runs of the same plan; digests leave them out."""
 
 VERDICT_PREFIX: Final = "verdict_"
+
+SCORE_PREFIX: Final = "score_"
 
 _LABEL = pa.dictionary(pa.int32(), pa.string())
 """Type of the Hive keys: the type that pyarrow and pandas infer from the folder names."""
@@ -58,8 +60,8 @@ _COLUMNS: Final[dict[str, dict[str, tuple[pa.DataType, str]]]] = {
         "response_end": (pa.int32(), "one past the last response position in the canvas"),
         "tokens": (pa.list_(pa.int32()), "final canvas token ids, padding removed"),
         "commit_step": (pa.list_(pa.int16()), "step that last committed the position; -1 = given"),
-        "events": (pa.string(), "JSON list of guardrail interventions"),
-        "interventions": (pa.int16(), "intervention events; 0 in unguarded conditions"),
+        "events": (pa.string(), "JSON list of canvas changes between steps: by guardrails, or `by` an attack"),
+        "interventions": (pa.int16(), "events of guardrails; 0 in unguarded conditions"),
         "text": (pa.string(), "reply text; untrusted"),
         "empty": (pa.bool_(), "the reply has no text"),
         "num_steps": (pa.int16(), "steps until the row was finished"),
@@ -134,6 +136,16 @@ _COLUMNS: Final[dict[str, dict[str, tuple[pa.DataType, str]]]] = {
         "n": (pa.int64(), "trajectories where the quantity is defined"),
         "mean": (pa.float64(), "exact mean, rounded once"),
     },
+    "scores": {
+        "judge": (pa.string(), "judge key"),
+        "condition": (pa.string(), "condition of the reply"),
+        **_ROW,
+        "reply": (pa.string(), "digest of the reply's text"),
+        "value": (pa.bool_(), "verdict; null where the judge cannot decide"),
+        "score": (pa.float32(), "score on the judge's own scale; null where it gives none"),
+        "note": (pa.string(), "why it is undecided"),
+        "cached": (pa.bool_(), "taken from the verdict cache; volatile"),
+    },
     "reducer_counts": {
         **_KEYS,
         "series": (pa.string(), "what is counted"),
@@ -152,12 +164,13 @@ _COLUMNS: Final[dict[str, dict[str, tuple[pa.DataType, str]]]] = {
 }
 
 
-def schema(kind: str, *, judges: Iterable[str] = (), run_id: str = "") -> pa.Schema:
+def schema(kind: str, *, judges: Iterable[str] = (), scored: Iterable[str] = (), run_id: str = "") -> pa.Schema:
     """The Arrow schema of a table or shard file.
 
     Args:
-        kind: One of `TABLES`, or `reducer_counts` / `reducer_sums`.
+        kind: One of `TABLES`, or `scores`, `reducer_counts`, `reducer_sums`.
         judges: Judge keys, each a nullable ``verdict_<key>`` column of `trajectories`.
+        scored: Those of them that judged after the run, each with a nullable ``score_<key>`` column too.
         run_id: Run the file belongs to; stored in the metadata.
 
     Raises:
@@ -168,13 +181,25 @@ def schema(kind: str, *, judges: Iterable[str] = (), run_id: str = "") -> pa.Sch
     columns = dict(_COLUMNS[kind])
     for judge in sorted(judges):
         columns[VERDICT_PREFIX + judge] = (pa.bool_(), f"verdict of judge `{judge}`; null where it cannot decide")
+    for judge in sorted(scored):
+        note = f"score of judge `{judge}` on its own scale; null where it gives none"
+        columns[SCORE_PREFIX + judge] = (pa.float32(), note)
     fields = [pa.field(name, dtype, metadata={"note": note}) for name, (dtype, note) in columns.items()]
     return pa.schema(fields, metadata=_metadata(kind, run_id))
 
 
 def judges_in(schema_: pa.Schema) -> list[str]:
     """Judge keys of a `trajectories` schema."""
-    return [name.removeprefix(VERDICT_PREFIX) for name in schema_.names if name.startswith(VERDICT_PREFIX)]
+    return _keys(schema_, VERDICT_PREFIX)
+
+
+def scored_in(schema_: pa.Schema) -> list[str]:
+    """Keys of the judges in a `trajectories` schema that judged after the run."""
+    return _keys(schema_, SCORE_PREFIX)
+
+
+def _keys(schema_: pa.Schema, prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in schema_.names if name.startswith(prefix)]
 
 
 def with_metadata(table: pa.Table, kind: str, run_id: str, extra: Mapping[str, str] | None = None) -> pa.Table:
@@ -183,7 +208,7 @@ def with_metadata(table: pa.Table, kind: str, run_id: str, extra: Mapping[str, s
     Raises:
         StorageError: The columns are not those of the kind.
     """
-    expected = schema(kind, judges=judges_in(table.schema), run_id=run_id)
+    expected = schema(kind, judges=judges_in(table.schema), scored=scored_in(table.schema), run_id=run_id)
     if table.schema.names != expected.names:
         raise StorageError(f"Table `{kind}` has columns {table.schema.names}; expected {expected.names}.")
     return table.cast(expected).replace_schema_metadata({**_metadata(kind, run_id), **(extra or {})})

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dsprobe.decoding.records import TrajectoryBatch
+from dsprobe.decoding.records import TrajectoryBatch, by_guardrails
 from dsprobe.experiment.evaluated import Condition, EvaluatedBatch
 from dsprobe.storage.derived import QUANTITIES, StepValues, masked_before, require_finite
 from dsprobe.storage.schemas import VERDICT_PREFIX, schema
@@ -39,7 +39,7 @@ def trajectories_table(batch: EvaluatedBatch, values: StepValues) -> pa.Table:
         "tokens": tokens,
         "commit_step": commit_step,
         "events": pa.array(_events(rows), pa.string()),
-        "interventions": np.array([len(events) for events in rows.events], np.int16),
+        "interventions": np.array([len(by_guardrails(events)) for events in rows.events], np.int16),
         "text": pa.array(batch.texts, pa.string()),
         "empty": batch.empty_B,
         "num_steps": rows.num_steps_B,

@@ -5,15 +5,21 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Literal
 
-Kind = Literal["run", "sweep"]
-_FOLDERS = {"run": "recipes", "sweep": "recipes/sweeps"}
+Kind = Literal["run", "sweep", "transfer", "hypotheses"]
+_FOLDERS = {
+    "run": "recipes",
+    "sweep": "recipes/sweeps",
+    "transfer": "recipes/transfer",
+    "hypotheses": "recipes/hypotheses",
+}
 
 
 def recipes(kind: Kind) -> dict[str, str]:
     """Name → YAML text of every shipped recipe of a kind.
 
     Args:
-        kind: ``run`` for `dsprobe run` and `compare`, ``sweep`` for `dsprobe sweep`.
+        kind: ``run`` for `dsprobe run` and `compare`; ``sweep``, ``transfer`` and ``hypotheses`` for the commands of
+            these names.
     """
     folder = files("dsprobe.sweeps").joinpath(_FOLDERS[kind])
     return {

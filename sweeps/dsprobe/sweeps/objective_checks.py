@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from dsprobe.config import PromptsConfig, RunConfig
 from dsprobe.errors import ConfigError, unknown_name
-from dsprobe.judges import JUDGES
+from dsprobe.judges import beside_generation
+from dsprobe.judges import decides as question
 from dsprobe.judges.base import Decides
 
 
@@ -51,10 +52,15 @@ def check_judge(where: str, judge: str | None, decides: Sequence[Decides], exper
     Raises:
         ConfigError: It is not.
     """
-    known = {spec.key: JUDGES.get(spec.name).decides for spec in experiment.judges}
+    known = {spec.key: question(spec) for spec in beside_generation(experiment.judges)}
     fitting = [key for key, what in known.items() if what in decides]
     needed = " or ".join(decides)
     hint = f"Allowed here: {', '.join(fitting)}." if fitting else f"`experiment.judges` has none that decides {needed}."
+    if judge not in known and judge in [spec.key for spec in experiment.judges]:
+        raise ConfigError(
+            f"{where}: judge `{judge}` needs a model or a network of its own and judges after generation only, so no "
+            f"trial can wait for it. {hint}"
+        )
     if judge is None or not fitting:
         raise ConfigError(f"{where} needs a judge that decides {needed}. {hint}")
     if judge not in known:

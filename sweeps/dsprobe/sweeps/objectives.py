@@ -17,7 +17,8 @@ import numpy as np
 from dsprobe.config import ModelConfig, RunConfig
 from dsprobe.errors import ConfigError, unknown_name
 from dsprobe.experiment.outcomes import F64, Bool, RowOutcomes
-from dsprobe.judges import JUDGES
+from dsprobe.judges import beside_generation
+from dsprobe.judges import decides as question
 from dsprobe.judges.base import Decides
 from dsprobe.sweeps.config import ConstraintConfig, ObjectiveConfig
 from dsprobe.sweeps.objective_checks import check_judge, check_rows
@@ -201,7 +202,7 @@ class ObjectiveSet:
     ) -> None:
         self.objectives = tuple(_objective(config, experiment, fluency) for config in objectives)
         self.constraints = tuple(constraints)
-        self._decides = {spec.key: JUDGES.get(spec.name).decides for spec in experiment.judges}
+        self._decides = {spec.key: question(spec) for spec in beside_generation(experiment.judges)}
         for constraint in constraints:
             where = f"constraint `{constraint.name}`"
             check_rows(where, constraint.prompts, constraint.attacks, experiment)

@@ -1,0 +1,38 @@
+"""A judge replica: a thin actor around one judge. No torch here: a judge behind an endpoint needs none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from dsprobe.actors.judging import answered
+from dsprobe.config import Spec
+from dsprobe.judges import JUDGES, Judge, Reply, Verdict
+
+
+class JudgeReplica:
+    """Builds a judge at its first batch and keeps it.
+
+    The constructor cannot fail: what is wrong with a judge belongs to a batch, whose error reaches the driver.
+
+    Args:
+        judge: The judge.
+    """
+
+    def __init__(self, judge: Spec) -> None:
+        self._spec = judge
+        self._judge: Judge | None = None
+
+    def ping(self) -> int:
+        """Answer with the process id."""
+        return os.getpid()
+
+    def judge(self, replies: Sequence[Reply]) -> list[Verdict]:
+        """Verdicts in the order of the replies.
+
+        Raises:
+            DSProbeError: The judge cannot be built, or cannot go on.
+        """
+        if self._judge is None:
+            self._judge = JUDGES.build(self._spec.name, self._spec.params)
+        return answered(self._judge, replies)

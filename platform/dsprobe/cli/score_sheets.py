@@ -1,0 +1,81 @@
+"""What `dsprobe score` shows: a line for each judge, and tables of agreement and of errors against human labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from dsprobe.cli.sheets import Sheet, shown
+
+if TYPE_CHECKING:
+    from dsprobe.actors.scoring import ScoredJudge
+    from dsprobe.judges.base import Decides
+    from dsprobe.metrics.agreement import AgreementTable
+    from dsprobe.storage.judge_agreement import LabelledJudge
+
+
+def line(scored: ScoredJudge) -> str:
+    """What a judge was asked and said; safe for a terminal."""
+    from dsprobe.reports.text import visible
+
+    undecided = f"{sum(scored.undecided.values())} undecided"
+    if scored.undecided:
+        undecided += f" ({', '.join(f'{count} {note}' for note, count in scored.undecided.items())})"
+    counts = [
+        f"{scored.asked} asked",
+        f"{scored.cached} from the cache",
+        f"{scored.repeated} repeated",
+        f"{scored.empty} empty",
+        undecided,
+    ]
+    names = {"asr": "ASR", "over_refusal": "over-refusal"}
+    rates = [f"{names.get(name, name)} {shown(rate, '.1%')} of {rate.n}" for name, rate in scored.rates.items()]
+    said = "; ".join([", ".join(counts), *rates])
+    return visible(f"{scored.judge} ({scored.question}), {scored.replies} replies: {said}")
+
+
+def sheets(agreement: Mapping[Decides, AgreementTable], labelled: Sequence[LabelledJudge]) -> Iterator[Sheet]:
+    """One table for each question with several judges, and the judges against human labels."""
+    for question, found in agreement.items():
+        yield _agreement_sheet(question, found)
+    if labelled:
+        yield _errors_sheet(labelled)
+    if any(judge.corrected for judge in labelled):
+        yield _corrected_sheet(labelled)
+
+
+def _agreement_sheet(question: str, found: AgreementTable) -> Sheet:
+    rows = [
+        [pair.first, pair.second, str(pair.n), shown(pair.raw, ".1%"), shown(pair.kappa, ".2f")] for pair in found.pairs
+    ]
+    note = (
+        f"Krippendorff's alpha of all: {shown(found.alpha, '.2f')}, {found.n} replies. Rows that a judge left open are "
+        f"left out. Intervals: {found.alpha.method}. –: undefined, since all verdicts are alike."
+    )
+    return Sheet(f"Agreement on {question}", note, ["judge", "and", "replies", "equal", "Cohen's kappa"], rows, 2)
+
+
+def _errors_sheet(labelled: Sequence[LabelledJudge]) -> Sheet:
+    rows = []
+    for judge in labelled:
+        rates = (judge.calibration.sensitivity, judge.calibration.specificity)
+        numbers = [text for rate in rates for text in (shown(rate, ".1%"), str(rate.n))]
+        rows.append([judge.judge, judge.question, *numbers, str(judge.calibration.undecided)])
+    headings = ["judge", "question", "sensitivity", "labelled yes", "specificity", "labelled no", "undecided"]
+    return Sheet("Judges against human labels", "Wilson intervals over labelled replies.", headings, rows, 2)
+
+
+def _corrected_sheet(labelled: Sequence[LabelledJudge]) -> Sheet:
+    found = [(judge.judge, condition, rate) for judge in labelled for condition, rate in judge.corrected.items()]
+    rows = [
+        [judge, condition, str(rate.observed.n), shown(rate.observed, ".1%"), shown(rate.corrected, ".1%")]
+        for judge, condition, rate in found
+    ]
+    note = (
+        "Harmful requests, replies with a verdict. Corrected: the rate behind the judge's, by its errors on the "
+        f"labelled replies ({found[0][2].corrected.method})."
+    )
+    reasons = dict.fromkeys(f"{judge}: {rate.reason}" for judge, _, rate in found if rate.reason)
+    if reasons:
+        note += f" –: {'; '.join(reasons)}."
+    return Sheet("Attack success", note, ["judge", "condition", "replies", "observed", "corrected"], rows, 2)

@@ -1,0 +1,99 @@
+"""`dsprobe transfer`: attacks × judges over diffusion and autoregressive models, and what stands beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from dsprobe.cli.options import JsonOption, SetOption, ShowTextOption, emit, load
+from dsprobe.cli.sources import given, is_experiment, opened
+from dsprobe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dsprobe.storage.run_store import RunStore
+
+TRANSFER_VERSION: Final = 1
+"""Version of the JSON document."""
+
+
+def transfer(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A run (folder, URL, or id under ./runs), or a transfer recipe or YAML file, which is run first "
+            "(resumable).",
+        ),
+    ],
+    overrides: SetOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Recipes: keep the first N prompts of every set.")] = None,
+    output: Annotated[str | None, typer.Option("--out", help="Recipes: output root, a folder or URL.")] = None,
+    executor: Annotated[str | None, typer.Option(help="Recipes: ray or local.")] = None,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    show_text: ShowTextOption = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Markdown tables on standard output.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Attack success by attack, model and judge; transfer both ways; cue, position and anchoring curves; agreement."""
+    from dsprobe.cli.transfer_sheets import transfer_sheets
+    from dsprobe.experiment.transfer import study_transfer
+    from dsprobe.storage.query import read_table, run_judges
+
+    if markdown and as_json:
+        raise ConfigError("--json and --markdown exclude each other.")
+    settings = [*(overrides or ()), *given(limit=limit, out=output, executor=executor)]
+    if is_experiment(source, "transfer"):
+        store = _carried_out(source, overrides, limit, output, executor, quiet=as_json)
+    elif settings:
+        raise ConfigError(f"`{settings[0]}` changes what is run, and `{source}` is a finished run. Leave it out.")
+    else:
+        store = opened(source, "transfer")
+    study = study_transfer(read_table(store, "trajectories"), store.manifest(), run_judges(store))
+    path = _report(store, show_text) if report else None
+    if as_json:
+        emit({"version": TRANSFER_VERSION, "run_id": store.run_id, "url": store.url, "report": path, **study.to_dict()})
+        return
+    _print(transfer_sheets(study), as_markdown=markdown)
+    print(f"Tables: {store.url}/tables")
+    if path is not None:
+        print(f"Report: {path}")
+
+
+def _carried_out(
+    source: str,
+    overrides: list[str] | None,
+    limit: int | None,
+    output: str | None,
+    executor: str | None,
+    *,
+    quiet: bool,
+) -> RunStore:
+    """Check that the experiment has something to transfer between, then run what is missing of it."""
+    from dsprobe.cli.running import carry_out, shorthands
+    from dsprobe.experiment.plan import resolve
+
+    values = [*(overrides or ()), *shorthands(limit, output, executor, source, overrides, "transfer")]
+    loaded = load(source, values, "transfer")
+    plan = resolve(loaded.config)
+    kinds = {facts.kind for facts in plan.models.values()}
+    if kinds != {"diffusion", "autoregressive"}:
+        raise ConfigError(
+            f"`{source}` has {' and '.join(sorted(kinds))} models only. Transfer needs a diffusion and an "
+            "autoregressive one."
+        )
+    store, outcome = carry_out(plan, loaded.sources, quiet=quiet)
+    outcome.raise_if_incomplete()
+    return store
+
+
+def _report(store: RunStore, show_text: bool) -> str:
+    from dsprobe.cli.results import write_report
+
+    return write_report(store.url, show_text=show_text)
+
+
+def _print(sheets: Any, *, as_markdown: bool) -> None:
+    from dsprobe.cli.sheets import print_markdown, print_terminal
+
+    print_markdown(sheets) if as_markdown else print_terminal(sheets)
