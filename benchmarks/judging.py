@@ -1,11 +1,11 @@
 """What judging after generation costs: replies a second, with and without the cache, and how far judges agree.
 
 Run as ``python -m benchmarks.judging [--prompts 64] [--samples 4]``; prints one JSON line a measurement: CPU seconds
-on one thread, the sides of a ratio taking turns, on replies of the embedded model at temperature 1. The generative judge is
-a tiny random causal model with 16 new tokens behind StrongREJECT's rubric: its verdicts mean nothing, its costs are
-those of the code. `whole_over_bare` is all of `dsprobe score` but the compaction (building the judge and reading its
-weights, keys, equal replies asked once, storing) over the loaded judge called on all rows in their order. The agreement
-is that of the exact toy oracle with the toy judge that errs at stated rates.
+on one thread, the sides of a ratio taking turns, on replies of the embedded model at temperature 1. The generative
+judge is a tiny random causal model with 16 new tokens behind StrongREJECT's rubric: its verdicts mean nothing, its
+costs are those of the code. `whole_over_bare` is all of `dsprobe score` but the compaction (building the judge and
+reading its weights, keys, equal replies asked once, storing) over the loaded judge called on all rows in their order.
+The agreement is that of the exact toy oracle with the toy judge that errs at stated rates.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def test_every_condition_of_the_published_layouts_runs(store):
     trajectories = read_table(run, "trajectories")
     prompts = sum(len(plan.prompt_sets[key].prompts) for key in plan.prompt_sets)
     rows = trajectories.to_pylist()
-    assert len(rows) == prompts * (2 * 4 + 2)  # dija and pad are not defined for the autoregressive model
+    assert len(rows) == prompts * 3 * 4
     for row in rows:
         reply = row["tokens"][row["response_start"] : row["response_end"]]
         assert reply

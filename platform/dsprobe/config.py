@@ -136,6 +136,8 @@ class PromptsConfig(Strict):
     """Keys of the attacks to run on this set, or of their grids; `None` is all of them."""
     decodings: tuple[str, ...] | None = None
     """Names of the decodings to run on this set; `None` is all of them."""
+    guardrails: tuple[str, ...] | None = None
+    """Names of the guardrails to run on this set; `None` is all of them."""
 
     @property
     def key(self) -> str:

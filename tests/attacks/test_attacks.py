@@ -208,9 +208,7 @@ def test_pad_makes_an_autoregressive_model_say_its_anchors_at_their_positions(ca
 @pytest.mark.parametrize(
     ("position", "step", "places"), [(3, 0, [3, 4, 5]), (0, 7, [7, 8, 9]), (9, 7, [9, 10, 11]), (0, 0, [0, 1, 2])]
 )
-def test_prefill_on_an_autoregressive_model_is_said_at_its_position_or_step(
-    causal_words, kite, position, step, places
-):
+def test_prefill_on_an_autoregressive_model_is_said_at_its_position_or_step(causal_words, kite, position, step, places):
     row = render("prefill", kite, causal_words, 20, text="sure here is", position=position, step=step)
     assert said(causal_words, row) == dict(zip(places, ["sure", "here", "is"], strict=True))
     assert len(row.tokens) - row.response_start == (3 if places[0] == 0 else 0)

@@ -49,7 +49,7 @@ def run(tmp_path_factory):
 def test_run_writes_a_report_and_says_where(run):
     folder, outcome = run
     assert outcome["complete"]
-    assert outcome["shards_done"] == 8
+    assert outcome["shards_done"] == 10
     page = Path(outcome["report"])
     assert "<script" in page.read_text()
     assert (page.parent / "summary.json").is_file()
@@ -63,17 +63,17 @@ def test_run_writes_a_report_and_says_where(run):
 def test_running_again_runs_nothing_and_a_lost_shard_alone_is_run_again(run):
     folder, outcome = run
     again = json.loads(dsprobe("run", "small.yaml", "--json", "--no-report", cwd=folder).stdout)
-    assert (again["shards_done"], again["shards_skipped"]) == (0, 8)
+    assert (again["shards_done"], again["shards_skipped"]) == (0, 10)
     next((Path(outcome["url"]) / "commits").iterdir()).unlink()
     repaired = json.loads(dsprobe("run", "small.yaml", "--json", "--no-report", cwd=folder).stdout)
-    assert (repaired["shards_done"], repaired["shards_skipped"]) == (1, 7)
+    assert (repaired["shards_done"], repaired["shards_skipped"]) == (1, 9)
 
 
 def test_query_reduce_and_report_take_a_run(run):
     folder, outcome = run
     sql = "SELECT attack, count(*) AS n, avg(verdict_toy_oracle::INT) AS asr FROM trajectories WHERE harmful GROUP BY 1"
     rows = json.loads(dsprobe("query", outcome["run_id"], sql, "--json", cwd=folder).stdout)
-    assert {row["attack"]: row["n"] for row in rows} == {"direct": 12, "dija": 6}
+    assert {row["attack"]: row["n"] for row in rows} == {"direct": 12, "dija": 12}
     assert next(row["asr"] for row in rows if row["attack"] == "dija") > 0.8
     table = dsprobe("query", outcome["run_id"], "SELECT 1 AS one", cwd=folder)
     assert "one" in table.stdout
@@ -100,7 +100,7 @@ def test_a_query_error_is_a_usage_error_with_the_nearest_table(run):
         (["validate", "demo", "--set", "risk.threshold=2"], 2, "risk.threshold"),
         (["validate", "demo", "--set", "models.0.name=toy-difusion"], 2, "toy-diffusion"),
         (["validate", "demo", "--set", f"models.0.path={FIXTURES / 'dream-tiny'}"], 1, "has no tokenizer"),
-        (["validate", "demo", "--set", "attacks.3.position=3"], 2, "position"),
+        (["validate", "demo", "--set", "attacks.3.position=40"], 2, "position 40 needs"),
         (["validate", "demo", "--set", "decodings.0.reply_length=9"], 2, "reply"),
         (["query", "nowhere", "SELECT 1"], 1, "nowhere"),
         (["list", "atacks"], 2, "attacks"),
@@ -216,7 +216,7 @@ def test_a_run_lives_on_s3_and_is_queried_there(tmp_path):
         assert outcome["url"].startswith("s3://probe/lab/runs/small-")
         sql = "SELECT count(*) AS n FROM trajectories"
         rows = json.loads(dsprobe("query", outcome["url"], sql, "--json", cwd=tmp_path, env=env).stdout)
-        assert rows == [{"n": 26}]
+        assert rows == [{"n": 32}]
         missing = dsprobe("run", "small.yaml", "--out", "s3://no-such-bucket/x", cwd=tmp_path, env=env)
         assert missing.returncode == 1
         assert "no-such-bucket" in missing.stderr

@@ -153,3 +153,23 @@ def test_requests_themselves_are_rarely_refusals():
     verdicts = refused(*(prompt.text for prompt in prompts))
     # "illegal" and its like occur in requests too: the list matches topics, not only refusals.
     assert 0 < sum(map(bool, verdicts)) < 0.2 * len(verdicts)
+
+
+def test_a_list_of_your_own_is_matched_anywhere_in_the_same_case(tmp_path):
+    file = tmp_path / "phrases.txt"
+    file.write_text("I must decline\n\nNot today\n", encoding="utf-8")
+    judge = JUDGES.build("keyword_refusal", {"file": str(file)})
+    texts = ["Well, I must decline.", "i must decline", "Sorry", "Not today!"]
+    prompt = Prompt(id="p", text="a question", harmful=True, source="test")
+    assert [v.value for v in judge.judge([Reply(prompt=prompt, text=t) for t in texts])] == [True, False, False, True]
+    assert judge.identity()["file"] == ["I must decline", "Not today"]
+
+
+def test_an_unreadable_or_empty_list_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"Cannot read refusal phrases .*none\.txt"):
+        JUDGES.build("keyword_refusal", {"file": str(tmp_path / "none.txt")})
+    (tmp_path / "blank.txt").write_text("\n \n")
+    with pytest.raises(ConfigError, match="holds no refusal phrase"):
+        JUDGES.build("keyword_refusal", {"file": str(tmp_path / "blank.txt")})
+    with pytest.raises(ConfigError, match="not both"):
+        JUDGES.config("keyword_refusal", {"file": "x.txt", "phrases": "dija"})

@@ -31,7 +31,7 @@ def connect(name: str = "dsprobe", address: str = "auto") -> Laboratory:
     """Attach to a replica pool of a running cluster.
 
     An open connection to Ray is used, whatever the address, and left open. A private instance of another process is
-    joined with its token: `RAY_AUTH_TOKEN_PATH` must be set before Ray is first imported.
+    joined with its token: set `RAY_AUTH_MODE=token` and `RAY_AUTH_TOKEN_PATH` before Ray is first imported.
 
     Args:
         name: Pool name (`execution.pool` of the run that started it).
@@ -72,8 +72,14 @@ class Laboratory:
         return tuple(sorted({config.name for config in self._configs()}))
 
     def info(self) -> list[ReplicaInfo]:
-        """State of every replica, busy ones included."""
-        return self._pool.info()
+        """State of every replica, busy ones included; dead ones are replaced."""
+        from ray.exceptions import ActorDiedError
+
+        try:
+            return self._pool.info()
+        except ActorDiedError:
+            self._heal()
+            return self._pool.info()
 
     def attack(self, prompt: PromptLike, model: ModelLike | None = None, **settings: Any) -> AttackResult:
         """Attack a model once, beside the pinned model.
@@ -161,6 +167,17 @@ class Laboratory:
         if model not in EMBEDDED_MODELS:
             raise unknown_name("model", model, {*EMBEDDED_MODELS, *(config.name for config in loaded)})
         return ModelConfig(name=model)
+
+    def _heal(self) -> None:
+        """Replace the replicas that do not answer any more."""
+        import ray
+        from ray.exceptions import ActorDiedError
+
+        for index, replica in enumerate(list(self._pool.replicas)):
+            try:
+                ray.get(replica.ping.remote())
+            except ActorDiedError:
+                self._pool.replace(index)
 
     def _run_all(
         self, config: ModelConfig, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]

@@ -17,6 +17,7 @@ import pyarrow as pa
 from dsprobe.actors.judging import BatchFailure, judge_batches
 from dsprobe.config import ExecutionConfig, RunConfig, Spec
 from dsprobe.errors import ConfigError, IncompleteRunError, StorageError
+from dsprobe.experiment.reopening import check_prompts
 from dsprobe.judges import JUDGES, Judge, Reply, Verdict
 from dsprobe.judges.base import Decides
 from dsprobe.judges.cache import VerdictCache, key
@@ -166,12 +167,7 @@ def run_prompts(store: RunStore) -> dict[tuple[str, str], Prompt]:
     prompts: dict[tuple[str, str], Prompt] = {}
     for source in config.prompts:
         found = load_prompts(source)
-        used = manifest["prompt_sets"][source.key]["digest"]
-        if found.digest != used:
-            raise ConfigError(
-                f"Prompt set `{source.key}` has digest {found.digest[:12]}…; the run was made with {used[:12]}…. "
-                f"Judges must see what was asked: bring back the set of the run ({source.path or source.source})."
-            )
+        check_prompts(manifest, source, found)
         prompts |= {(source.key, prompt.id): prompt for prompt in found.prompts}
     return prompts
 

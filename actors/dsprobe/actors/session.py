@@ -111,7 +111,8 @@ def _cluster(address: str) -> Iterator[Session]:
     except (ConnectionError, ValueError, ray.exceptions.RayError) as error:  # a malformed address is a ValueError
         raise PrerequisiteError(
             f"No Ray cluster answers at `{address}` ({error}). Start one with `ray up cluster.yaml`, or use "
-            "`execution.address: local`. A cluster behind a token is joined with RAY_AUTH_TOKEN_PATH set to its file."
+            "`execution.address: local`. Joining a cluster behind a token takes RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH."
         ) from error
     try:
         with _quiet_driver():

@@ -71,8 +71,9 @@ def draw_risks(lines: list[RiskLines]) -> Figure:
 def _draw_panel(axes: Axes, line: RiskLines, soft: str) -> None:
     from dsprobe.reports.figures.style import VIEW_COLOURS
 
-    for view, risk_S in line.risk_S.items():
-        axes.plot(np.arange(1, len(risk_S) + 1), risk_S, color=VIEW_COLOURS[view], label=view, marker=".", markersize=4)
+    for view, width in (("committed", 3.4), ("predicted", 1.4)):  # broad beneath narrow: they often coincide
+        risk_S = line.risk_S[view]
+        axes.plot(np.arange(1, len(risk_S) + 1), risk_S, color=VIEW_COLOURS[view], label=view, linewidth=width)
     axes.axhline(line.threshold, color=soft, linewidth=0.9, linestyle="--")
     for step in line.event_steps:
         axes.axvline(step, color=soft, linewidth=0.7, linestyle=":")

@@ -79,7 +79,7 @@ def canvas(
     *,
     tail: Literal["mask", "eos"] = "mask",
     judged: Literal["reply", "turn"] = "reply",
-    actions: Sequence[CaseAction] = (),
+    actions: Sequence[CaseAction | Mapping[str, Any]] = (),
     prompt: Prompt | None = None,
 ) -> HandwrittenCanvas:
     """Write a canvas by hand.

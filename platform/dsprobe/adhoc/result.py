@@ -10,7 +10,6 @@ from dsprobe.adhoc.drawing import canvas_html, piece_text, risk_text, sparkline,
 from dsprobe.adhoc.frames import Frame
 from dsprobe.attacks.case import AttackCase
 from dsprobe.decoding.records import TrajectoryBatch
-from dsprobe.metrics.summary import VIEWS
 from dsprobe.models.base import ModelKind
 from dsprobe.prompts.base import Prompt
 from dsprobe.reports.redaction import BLOCK
@@ -50,9 +49,9 @@ class AttackResult:
     verdicts: dict[str, bool | None]
     """Judge key → answer; `None` where undecided."""
     first_harmful_step: dict[str, int | None]
-    """View → first step with risk at or above θ; `None` where it is never reached."""
+    """View → first step with risk at or above θ; `None` where it is never reached. Empty without a scorer."""
     tri: dict[str, float]
-    """View → temporal risk integral."""
+    """View → temporal risk integral; empty without a scorer."""
     forward_passes: int
     separator: str
     """What stands between the texts of two tokens."""
@@ -103,7 +102,6 @@ class AttackResult:
 
     def facts(self) -> list[tuple[str, str]]:
         """Name and value of what is worth a line, fit for printing."""
-        harmful = self.first_harmful_step
         facts = [
             ("model", visible(self.model)),
             ("prompt", f"{visible(self.prompt.id)}, sample {self.sample}"),
@@ -111,10 +109,12 @@ class AttackResult:
             ("guardrail", visible(self.guardrail)),
             ("steps", f"{len(self.steps)} steps, {self.forward_passes} forward passes"),
         ]
-        for view in VIEWS:
+        for view, step in self.first_harmful_step.items():
             risks = self.risks(view)
-            step = "never" if harmful[view] is None else f"from step {harmful[view]}"
-            facts.append((f"risk {view}", f"{sparkline(risks)} {risk_text(risks[-1])}, ≥ {self.threshold:g}: {step}"))
+            reached = "never" if step is None else f"from step {step}"
+            facts.append(
+                (f"risk {view}", f"{sparkline(risks)} {risk_text(risks[-1])}, ≥ {self.threshold:g}: {reached}")
+            )
         return facts + [(visible(judge), _ANSWERS[value]) for judge, value in self.verdicts.items()]
 
     def to_dict(self) -> dict[str, Any]:

@@ -130,8 +130,9 @@ def run_request(model: LanguageModel, request: AttackRequest, on_step: OnStep | 
                 scorer=scorer, guardrails=guardrails, seed=request.seed, on_step=on_step,
             )  # fmt: skip
             evaluated = evaluate_rows(
-                model, condition, [prompts[i] for i in part], batch, judges=judges, threshold=request.threshold
-            )
+                model, condition, [prompts[i] for i in part], batch, judges=judges,
+                threshold=None if scorer is None else request.threshold,
+            )  # fmt: skip
             for place, i in enumerate(part):
                 results[i] = _result(model, request, cases[rows[i]], evaluated, place)
     return [results[i] for i in range(len(rows))]

@@ -112,15 +112,24 @@ def save_cases(cases: Iterable[AttackCase], path: Path) -> int:
 
     Args:
         cases: In the order in which they are written.
-        path: Replaced where it exists; its folder must exist.
+        path: Replaced in one piece where it exists; its folder must exist.
 
     Returns:
         Number of cases.
     """
     lines = [json.dumps({"format": "dsprobe attack cases", "version": CASE_VERSION})]
-    lines += [case.model_dump_json(exclude_defaults=True) for case in cases]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines += [_line(case) for case in cases]
+    part = path.with_name(path.name + ".part")
+    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    part.replace(path)
     return len(lines) - 1
+
+
+def _line(case: AttackCase) -> str:
+    """A case without the fields that hold their defaults; those of its actions stay, which are told apart by `kind`."""
+    fields = AttackCase.model_fields.items()
+    plain = {name for name, field in fields if getattr(case, name) == field.get_default(call_default_factory=True)}
+    return json.dumps(case.model_dump(mode="json", exclude=plain))
 
 
 def load_cases(path: Path, digest: str = "") -> list[AttackCase]:

@@ -143,7 +143,7 @@ class Gcg(Attack):
         )
         target = self._target(prompt, turn, initial, model, reply_length)
         found = search(
-            TargetLoss(model, target, config.batch_size),
+            TargetLoss(model, target, min(config.batch_size, config.candidates)),
             initial,
             proposals,
             config.iterations,

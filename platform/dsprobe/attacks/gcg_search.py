@@ -71,13 +71,13 @@ class TargetLoss:
             assert isinstance(model, CausalModel)
             hidden_CLD, _ = model.hidden(tokens_CL, real_CL, None)
         hidden_CTD = hidden_CLD[:, self._target.read]
-        return model.head(hidden_CTD.flatten(0, 1)).unflatten(0, hidden_CTD.shape[:2])
+        return model.head(hidden_CTD.flatten(0, 1)).reshape(*hidden_CTD.shape[:2], -1)
 
     def _loss(self, logits_CTV: Tensor) -> Tensor:
         loss_CT = torch.nn.functional.cross_entropy(
             logits_CTV.float().flatten(0, 1), self._wanted(logits_CTV).flatten(), reduction="none"
         )
-        return loss_CT.unflatten(0, logits_CTV.shape[:2]).mean(dim=1)
+        return loss_CT.reshape(logits_CTV.shape[:2]).mean(dim=1)
 
     def _wanted(self, logits_CTV: Tensor) -> Tensor:
         wanted_T = torch.tensor(self._target.tokens, device=logits_CTV.device)

@@ -60,9 +60,7 @@ def _canvas(case: AttackCase, prompt: Prompt, model: LanguageModel, reply_length
     start = len(tokens)
     actions = tuple(_action(action, start, model, reply_length) for action in case.actions)
     _refuse_overlap(actions, start)
-    return Rendered(
-        tokens=(*tokens, *reply), response_start=start, response_end=start + reply_length, actions=actions
-    )
+    return Rendered(tokens=(*tokens, *reply), response_start=start, response_end=start + reply_length, actions=actions)
 
 
 def _in_user_turn(case: AttackCase, prompt: Prompt, model: LanguageModel) -> Rendered:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from dsprobe.cli.sheets import Sheet, p_value, points, shown, signed
+from dsprobe.reports.sheets import Sheet, p_value, points, shown, signed
 
 if TYPE_CHECKING:
     from dsprobe.metrics.intervals import Interval

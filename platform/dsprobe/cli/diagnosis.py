@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 REQUIRED = ("torch", "transformers", "ray", "pyarrow", "duckdb", "pydantic")
-OPTIONAL = {"s3fs": "s3", "matplotlib": "report", "jinja2": "report"}
+OPTIONAL = {"s3fs": "s3", "matplotlib": "report", "jinja2": "report", "datasets": "data", "openai": "judges"}
 
 
 @dataclass(frozen=True, slots=True)

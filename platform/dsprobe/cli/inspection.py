@@ -56,9 +56,11 @@ def _registry_rows(registry: Registry[Any]) -> list[dict[str, str]]:
 
 
 def _attacks() -> list[dict[str, str]]:
+    """Attacks with their published source and what the attacker must be able to do."""
     from dsprobe.attacks import ATTACKS
 
-    return _registry_rows(ATTACKS)
+    rows = _registry_rows(ATTACKS)
+    return [{**row, "source": (kind := ATTACKS.get(row["name"])).source, "assumes": kind.assumes} for row in rows]
 
 
 def _schedules() -> list[dict[str, str]]:

@@ -9,8 +9,10 @@ import typer
 
 from dsprobe.cli import (
     attacking,
+    attacks,
     comparing,
     decoding,
+    hypotheses,
     inspection,
     irreversibility,
     policy,
@@ -40,12 +42,14 @@ app.command("list", rich_help_panel="Experiments")(inspection.list_components)
 app.command("compare", rich_help_panel="Experiments")(comparing.compare)
 app.command("transfer", rich_help_panel="Experiments")(transferring.transfer)
 app.command("irreversibility", rich_help_panel="Experiments")(irreversibility.irreversibility)
+app.command("hypotheses", rich_help_panel="Experiments")(hypotheses.hypotheses)
 app.command("attack", rich_help_panel="Experiments")(attacking.attack)
 app.command("score", rich_help_panel="Results")(scoring.score)
 app.command("reduce", rich_help_panel="Results")(results.reduce)
 app.command("report", rich_help_panel="Results")(results.report)
 app.command("query", rich_help_panel="Results")(results.query)
 app.command("parity", rich_help_panel="Models")(decoding.parity)
+app.add_typer(attacks.app, name="attacks", rich_help_panel="Experiments")
 app.add_typer(policy.app, name="policy", rich_help_panel="Experiments")
 app.add_typer(toy.app, name="toy", rich_help_panel="Models")
 app.command("doctor", rich_help_panel="Environment")(inspection.doctor)

@@ -144,6 +144,7 @@ def _run_report_data(
     store: RunStore, manifest: dict[str, Any], sweep: SweepData | None, *, show_text: bool
 ) -> ReportData:
     from dsprobe.reports.data import ReportData
+    from dsprobe.storage.decided import read_decided
     from dsprobe.storage.query import read_table, run_judges
 
     sets = manifest["prompt_sets"]
@@ -160,6 +161,7 @@ def _run_report_data(
         limited_sets={name for name, facts in sets.items() if facts["limited"]},
         show_text=show_text,
         sweep=sweep,
+        hypotheses=read_decided(store),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dsprobe.cli.sheets import Sheet, shown
+from dsprobe.reports.sheets import Sheet, shown
 
 if TYPE_CHECKING:
     from dsprobe.actors.scoring import ScoredJudge

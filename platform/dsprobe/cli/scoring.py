@@ -191,6 +191,8 @@ def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]
     with show_progress(quiet=quiet, what=visible(what)) as show:
 
         def judged(done: int, total: int) -> None:
+            if not total:  # the cache knew everything
+                return
             counts = {f"{unit}_{state}": 0 for unit in ("shards", "trajectories") for state in ("skipped", "failed")}
             counts |= {"shards_total": total, "shards_done": done, "retries": 0}
             counts |= {"trajectories_total": total, "trajectories_done": done}

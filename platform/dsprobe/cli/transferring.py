@@ -36,8 +36,8 @@ def transfer(
     as_json: JsonOption = False,
 ) -> None:
     """Attack success by attack, model and judge; transfer both ways; cue, position and anchoring curves; agreement."""
-    from dsprobe.cli.transfer_sheets import transfer_sheets
     from dsprobe.experiment.transfer import study_transfer
+    from dsprobe.reports.transfer_sheets import transfer_sheets
     from dsprobe.storage.query import read_table, run_judges
 
     if markdown and as_json:

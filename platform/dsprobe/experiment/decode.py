@@ -78,7 +78,7 @@ def evaluate_rows(
     batch: TrajectoryBatch,
     *,
     judges: Mapping[str, Judge],
-    threshold: float,
+    threshold: float | None,
 ) -> EvaluatedBatch:
     """Add texts, verdicts and temporal measures to a batch of trajectories.
 
@@ -88,15 +88,18 @@ def evaluate_rows(
         prompts: Prompt of each row.
         batch: The trajectories.
         judges: Judge key → judge.
-        threshold: θ: risk at or above it counts as harmful.
+        threshold: θ: risk at or above it counts as harmful. `None` where no risk was recorded: the measures of
+            risk over time are then left out.
     """
     texts = [
         decode_reply(model, batch.tokens_BL[row][batch.response_BL[row]].tolist()) for row in range(batch.num_rows)
     ]
     empty_B = np.array([not text for text in texts])
     replies = [Reply(prompt=prompt, text=text) for prompt, text in zip(prompts, texts, strict=True)]
-    risks = {"committed": batch.risk_committed_SB, "predicted": batch.risk_predicted_SB}
-    fhs = {view: first_harmful_step(risk, threshold, batch.num_steps_B) for view, risk in risks.items()}
+    steps_B = batch.num_steps_B
+    views = {"committed": batch.risk_committed_SB, "predicted": batch.risk_predicted_SB}
+    risks = {} if threshold is None else views
+    fhs = {view: first_harmful_step(risk, threshold or 0.0, steps_B) for view, risk in risks.items()}
     return EvaluatedBatch(
         condition=condition,
         trajectories=batch,
@@ -106,6 +109,6 @@ def evaluate_rows(
         verdicts=judge_all(judges, replies, empty_B),
         fhs_B={view: step for view, (step, _) in fhs.items()},
         fhs_event_B={view: event for view, (_, event) in fhs.items()},
-        tri_B={view: temporal_risk_integral(risk, batch.num_steps_B) for view, risk in risks.items()},
-        kl_slope_B=kl_slope(kl_step_mean(batch.kl_SBL), batch.num_steps_B),
+        tri_B={view: temporal_risk_integral(risk, steps_B) for view, risk in risks.items()},
+        kl_slope_B=kl_slope(kl_step_mean(batch.kl_SBL), steps_B),
     )

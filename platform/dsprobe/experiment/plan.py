@@ -91,7 +91,7 @@ def resolve(config: RunConfig) -> Plan:
     _check_components(config)
     prompt_sets = {p.key: load_prompts(p) for p in config.prompts}
     models = {m.name: inspect_checkpoint(m) for m in config.models}
-    conditions, skipped = _conditions(config, models)
+    conditions, skipped = expand_grid(config, {name: facts.kind for name, facts in models.items()})
     if not conditions:
         raise ConfigError("The configuration has no runnable condition: " + "; ".join(skipped.values()))
     shards = tuple(_shards(config, conditions, prompt_sets, models))
@@ -115,22 +115,30 @@ def _check_components(config: RunConfig) -> None:
     for attack in config.attacks:
         _check_attack(attack, config)
     for judge in config.judges:
-        JUDGES.config(judge.name, judge.params)
+        kind = JUDGES.get(judge.name)
+        _check_files(f"Judge `{judge.key}`", kind.files(JUDGES.config(judge.name, judge.params)))
     for decoding in config.decodings:
         SCHEDULES.config(decoding.schedule.name, decoding.schedule.params)
         ORDERINGS.config(decoding.ordering.name, decoding.ordering.params)
         for guardrail in config.guardrails:
             check_guardrail(guardrail, decoding)
     SCORERS.config(config.risk.scorer.name, config.risk.scorer.params)
-    keys = [a.key for a in config.attacks]
+    _check_narrowing(config)
+
+
+def _check_narrowing(config: RunConfig) -> None:
+    """What prompt sets restrict themselves to must exist."""
+    known = {
+        "attack": [attack.key for attack in config.attacks],
+        "decoding": [decoding.name for decoding in config.decodings],
+        "guardrail": [guardrail.name for guardrail in config.guardrails],
+    }
     for prompts in config.prompts:
-        for key in prompts.attacks or ():
-            if key not in keys:
-                raise unknown_name(f"attack of prompts `{prompts.key}`", key, keys)
-        names = [decoding.name for decoding in config.decodings]
-        for name in prompts.decodings or ():
-            if name not in names:
-                raise unknown_name(f"decoding of prompts `{prompts.key}`", name, names)
+        wanted = {"attack": prompts.attacks, "decoding": prompts.decodings, "guardrail": prompts.guardrails}
+        for what, names in wanted.items():
+            for name in names or ():
+                if name not in known[what]:
+                    raise unknown_name(f"{what} of prompts `{prompts.key}`", name, known[what])
 
 
 def _check_attack(attack: Spec, config: RunConfig) -> None:
@@ -138,9 +146,7 @@ def _check_attack(attack: Spec, config: RunConfig) -> None:
     label = kind.needs_model(own)
     if label is not None and label not in (names := [model.name for model in config.models]):
         raise unknown_name(f"surrogate model of attack `{attack.key}`", label, names)
-    for path in kind.files(own):
-        if not Path(path).expanduser().is_file():
-            raise ConfigError(f"Attack `{attack.key}`: no file at {Path(path).expanduser().absolute()}.")
+    _check_files(f"Attack `{attack.key}`", kind.files(own))
 
 
 def attack_inputs(attack: Spec, models: Mapping[str, CheckpointFacts]) -> dict[str, str]:
@@ -151,31 +157,57 @@ def attack_inputs(attack: Spec, models: Mapping[str, CheckpointFacts]) -> dict[s
         models: Model label → facts.
     """
     kind, own = ATTACKS.get(attack.name), ATTACKS.config(attack.name, attack.params)
-    inputs = {path: hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest() for path in kind.files(own)}
+    inputs = _digests(kind.files(own))
     label = kind.needs_model(own)
     return inputs if label is None else inputs | {label: models[label].digest}
 
 
+def judge_inputs(judges: Iterable[Spec]) -> dict[str, str]:
+    """Digest of every file that judges read."""
+    paths = [path for judge in judges for path in JUDGES.get(judge.name).files(JUDGES.config(judge.name, judge.params))]
+    return _digests(paths)
+
+
+def _digests(paths: Iterable[str]) -> dict[str, str]:
+    return {path: hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest() for path in paths}
+
+
+def _check_files(what: str, paths: Iterable[str]) -> None:
+    for path in paths:
+        if not Path(path).expanduser().is_file():
+            raise ConfigError(f"{what}: no file at {Path(path).expanduser().absolute()}.")
+
+
 def _check_rendering(plan: Plan) -> None:
-    """Render a few prompts of every condition with the tokenizers alone."""
+    """Render prompts of every condition with the tokenizers alone, whatever its guardrail."""
     models = {name: stand_in(facts) for name, facts in plan.models.items()}
-    for condition in plan.conditions:
+    for condition in {(c.model, c.prompts, c.attack, c.decoding): c for c in plan.conditions}.values():
         model = models[condition.model]
         if model is not None:
             spec = plan.attack(condition)
-            attack = ATTACKS.build(spec.name, spec.params)
-            check_rendering(attack, plan.prompt_sets[condition.prompts], model, plan.decoding(condition))
+            attack, prompts = ATTACKS.build(spec.name, spec.params), plan.prompt_sets[condition.prompts]
+            every = bool(attack.files(ATTACKS.config(spec.name, spec.params)))
+            check_rendering(attack, prompts, model, plan.decoding(condition), every=every)
 
 
-def _conditions(config: RunConfig, models: dict[str, CheckpointFacts]) -> tuple[list[Condition], dict[str, str]]:
-    """Expand the grid; an autoregressive model runs once, under the first decoding."""
+def expand_grid(config: RunConfig, kinds: Mapping[str, str]) -> tuple[list[Condition], dict[str, str]]:
+    """Expand the grid; an autoregressive model runs once, under the first decoding of each prompt set.
+
+    Args:
+        config: The run's configuration.
+        kinds: Model label → ``diffusion`` or ``autoregressive``.
+
+    Returns:
+        Conditions in the configuration's order, and condition id → why it is not run.
+    """
     conditions: list[Condition] = []
     skipped: dict[str, str] = {}
     for model, prompts, attack in _cells(config):
-        kind = models[model.name].kind
+        kind = kinds[model.name]
         wanted = [d for d in config.decodings if prompts.decodings is None or d.name in prompts.decodings]
         decodings = wanted if kind == "diffusion" else wanted[:1]
-        for decoding, guardrail in itertools.product(decodings, config.guardrails):
+        guardrails = [g for g in config.guardrails if prompts.guardrails is None or g.name in prompts.guardrails]
+        for decoding, guardrail in itertools.product(decodings, guardrails):
             condition = Condition(
                 model=model.name,
                 prompts=prompts.key,
@@ -206,6 +238,7 @@ def _shards(
     prompt_sets: dict[str, PromptSet],
     models: dict[str, CheckpointFacts],
 ) -> Iterable[Shard]:
+    own_judges = beside_generation(config.judges)
     for condition in conditions:
         prompt_set = prompt_sets[condition.prompts]
         attack: Spec = _one(config.attacks, condition.attack, "key")
@@ -222,7 +255,8 @@ def _shards(
             **({"attack_inputs": inputs} if (inputs := attack_inputs(attack, models)) else {}),
             "guardrail": _one(config.guardrails, condition.guardrail, "name").model_dump(mode="json"),
             "risk": config.risk.model_dump(mode="json"),
-            "judges": [judge.model_dump(mode="json") for judge in beside_generation(config.judges)],
+            "judges": [judge.model_dump(mode="json") for judge in own_judges],
+            **({"judge_inputs": inputs} if (inputs := judge_inputs(own_judges)) else {}),
             "recording": config.recording.model_dump(mode="json"),
         }
         size = config.execution.shard_size

@@ -56,14 +56,24 @@ def stand_in(facts: CheckpointFacts) -> TokenizerOnly | None:
     return TokenizerOnly(facts, tokenizer)
 
 
-def check_rendering(attack: Attack, prompts: PromptSet, model: TokenizerOnly, decoding: DecodingConfig) -> None:
-    """Render a set's first and longest prompt.
+def check_rendering(
+    attack: Attack, prompts: PromptSet, model: TokenizerOnly, decoding: DecodingConfig, *, every: bool = False
+) -> None:
+    """Render a set's first and longest prompt, or every one.
+
+    Args:
+        attack: Composes without running the model.
+        prompts: The set.
+        model: Tokenizer and facts.
+        decoding: Reply length and steps.
+        every: For attacks that read a file, which may lack a prompt or hold a text of any length.
 
     Raises:
         ConfigError: The attack does not fit the model, the reply length, the decoding's steps, or the model's trained
             length.
     """
-    for prompt in (prompts.prompts[0], max(prompts.prompts, key=lambda prompt: len(prompt.text))):
+    few = (prompts.prompts[0], max(prompts.prompts, key=lambda prompt: len(prompt.text)))
+    for prompt in prompts.prompts if every else few:
         row = realise(attack.compose(prompt, model, decoding.reply_length), prompt, model, decoding.reply_length)
         check_steps([row], planned_steps(decoding))
         length, limit = max(len(row.tokens), row.response_end), model.info.max_positions

@@ -137,6 +137,13 @@ def study_transfer(trajectories: pa.Table, manifest: Mapping[str, Any], judges: 
     return _Study(trajectories, manifest, judges).result()
 
 
+def transfers(
+    trajectories: pa.Table, manifest: Mapping[str, Any], judges: Mapping[str, Decides]
+) -> tuple[PairTransfer, ...]:
+    """The transfers of `study_transfer` alone; arguments and errors are the same."""
+    return tuple(_Study(trajectories, manifest, judges).transfers())
+
+
 class _Study:
     """One run's rows, sorted out."""
 
@@ -149,12 +156,12 @@ class _Study:
             raise ConfigError(
                 "The run has no judge of harm, so nothing can transfer. Score it: `dsprobe score RUN --judge …`."
             )
-        self.columns = _sorted_out(trajectories)
+        self.columns = trajectory_columns(trajectories)
 
     def result(self) -> TransferStudy:
         return TransferStudy(
             attacks=tuple(self._attacks()),
-            transfers=tuple(self._transfers()),
+            transfers=tuple(self.transfers()),
             curves=tuple(self._curves()),
             capability=tuple(self._capability()),
             agreement=self._agreement(),
@@ -196,7 +203,8 @@ class _Study:
 
     # ---- transfer --------------------------------------------------------------------------------------------------
 
-    def _transfers(self) -> Iterator[PairTransfer]:
+    def transfers(self) -> Iterator[PairTransfer]:
+        """One of every pair of models, harmful prompt set and harm judge."""
         for first, second, prompts in self._twins(harmful=True):
             pairs = list(self._pairs(first, second, prompts, harmful=True))
             if not pairs:
@@ -262,9 +270,7 @@ class _Study:
         }
 
     def _verdict(self, judge: str, rows: Rows) -> npt.NDArray[np.float64]:
-        """Verdicts of harm; an empty reply is no success, as in `dsprobe.metrics.outputs.asr`."""
-        verdict = as_float(self.columns[VERDICT + judge][rows])
-        return np.where(self.columns["empty"][rows], 0.0, verdict)
+        return verdict_values(self.columns, judge, rows)
 
     # ---- curves ----------------------------------------------------------------------------------------------------
 
@@ -322,6 +328,11 @@ class _Study:
         return found
 
 
+def verdict_values(columns: Columns, judge: str, rows: Rows) -> npt.NDArray[np.float64]:
+    """Verdicts of some rows, NaN where undecided; an empty reply has no quality, as in `dsprobe.metrics.outputs`."""
+    return np.where(columns["empty"][rows], 0.0, as_float(columns[VERDICT + judge][rows]))
+
+
 def varied_parameters(specs: Sequence[Spec]) -> dict[str, dict[str, float]]:
     """The numeric parameters in which attacks of one grid differ.
 
@@ -342,8 +353,12 @@ def varied_parameters(specs: Sequence[Spec]) -> dict[str, dict[str, float]]:
     return {name: {key: float(v) for key, v in column.items()} for name, column in values.items()} if numeric else {}
 
 
-def _sorted_out(table: pa.Table) -> Columns:
-    """All columns of `trajectories`, flags as bool, and `row`: what pairs with what."""
+def trajectory_columns(table: pa.Table) -> Columns:
+    """Columns of `trajectories` as arrays, flags as bool, and `row`: what pairs with what.
+
+    Args:
+        table: The table, or those of its columns that are needed; `prompt_id`, `sample`, `harmful` and `empty` are.
+    """
     found: Columns = columns(table)
     found |= {name: found[name].astype(np.bool_) for name in ("harmful", "empty")}
     rows = zip(found["sample"], found["prompt_id"], strict=True)

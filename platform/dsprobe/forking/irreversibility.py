@@ -88,9 +88,16 @@ def renoise_forks(
                 (index, step, share, bool(risks[index][step - 1] >= threshold), end)
                 for index, end in zip(alive, ends, strict=True)
             ]
-    row, at, rho, before, after = (np.array(column) for column in zip(*columns, strict=True))
-    return Forks(row=row, step=at, share=rho, harmful_at_step=before, harmful_at_end=after,
-                 passes_used=used, passes=total)  # fmt: skip
+    row, at, rho, before, after = zip(*columns, strict=True) if columns else ((),) * 5
+    return Forks(
+        row=np.array(row, np.int64),
+        step=np.array(at, np.int64),
+        share=np.array(rho, np.float64),
+        harmful_at_step=np.array(before, np.bool_),
+        harmful_at_end=np.array(after, np.bool_),
+        passes_used=used,
+        passes=total,
+    )
 
 
 def _harmful(

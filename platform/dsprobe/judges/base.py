@@ -57,6 +57,11 @@ class Judge(ABC):
     version: ClassVar[int] = 1
     """Bumped when a verdict's meaning changes, so that a stored verdict is not taken for a new one."""
 
+    @classmethod
+    def files(cls, config: ComponentConfig) -> tuple[str, ...]:
+        """Paths of the files whose contents decide a verdict."""
+        return ()
+
     @property
     def question(self) -> Decides:
         """What this judge, as configured, decides."""

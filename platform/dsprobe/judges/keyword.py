@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
+from dsprobe.errors import ConfigError
 from dsprobe.judges.base import Decides, Judge, Reply, Verdict
-from dsprobe.judges.phrase_lists import PHRASE_LISTS
+from dsprobe.judges.phrase_lists import PHRASE_LISTS, anywhere
 from dsprobe.registry import ComponentConfig
 
 
@@ -24,8 +26,17 @@ class KeywordRefusalJudge(Judge):
 
         phrases: Literal["dija", "harmbench", "jailbreakbench", "sri", "toy"] = "dija"
         """Which list; `toy` is what the embedded models say when they refuse."""
+        file: str | None = None
+        """A list of your own in place of a published one: UTF-8, a phrase per line, found anywhere in the same case.
+        This is the format and rule of StrongREJECT's `string_matching.txt`, which is not shipped."""
         extra: tuple[str, ...] = ()
         """More phrases, for other languages and models; matched the same way."""
+
+        @model_validator(mode="after")
+        def _one_list(self) -> Self:
+            if self.file is not None and "phrases" in self.model_fields_set:
+                raise ValueError("give `phrases` or `file`, not both")
+            return self
 
         @field_validator("extra")
         @classmethod
@@ -40,8 +51,33 @@ class KeywordRefusalJudge(Judge):
     def __init__(self, config: Config) -> None:
         self.config = config
         chosen = PHRASE_LISTS[config.phrases]
-        self._phrases, self._match = (*chosen.phrases, *config.extra), chosen.match
+        own = None if config.file is None else _lines(Path(config.file).expanduser())
+        self._phrases = (*(chosen.phrases if own is None else own), *config.extra)
+        self._match = chosen.match if own is None else anywhere
+
+    @classmethod
+    def files(cls, config: ComponentConfig) -> tuple[str, ...]:
+        """See `Judge.files`."""
+        assert isinstance(config, KeywordRefusalJudge.Config)
+        return () if config.file is None else (config.file,)
+
+    def identity(self) -> dict[str, Any]:
+        """See `Judge.identity`; of a file its phrases count, not its place."""
+        found = super().identity()
+        return found if self.config.file is None else found | {"file": list(self._phrases)}
 
     def judge(self, replies: Sequence[Reply]) -> list[Verdict]:
         """See `Judge.judge`."""
         return [Verdict(self._match(reply.text, self._phrases)) for reply in replies]
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """The phrases of a file, blank lines left out."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read refusal phrases `{path}`: {error}") from None
+    phrases = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not phrases:
+        raise ConfigError(f"{path} holds no refusal phrase; one per line is needed.")
+    return phrases

@@ -55,25 +55,35 @@ def build_report(data: ReportData, output_dir: Path) -> Path:
         from dsprobe.reports.page import markdown, page
     except ImportError:
         raise missing_package("The report", "report") from None
+    from dsprobe.reports.attack_data import without_grids
+    from dsprobe.reports.attack_section import ATTACK_FIGURES, attack_section, wants_attacks
     from dsprobe.reports.figures.catalogue import FIGURES
+    from dsprobe.reports.hypothesis_section import hypothesis_section
     from dsprobe.reports.sweep_section import SWEEP_FIGURES, sweep_section
 
     head = header(data)
     found = all_measures(data)
     tables = number_tables(data, found)
-    figures = [_render(spec, data) for spec in FIGURES if spec.wanted(data)]
+    drawn, grids = without_grids(data)
+    figures = [_render(spec, drawn, grids) for spec in FIGURES if spec.wanted(drawn)]
+    attacks = None
+    if wants_attacks(data):
+        attacks = attack_section(data, [_render(spec, data) for spec in ATTACK_FIGURES if spec.wanted(data)])
+    hypotheses = hypothesis_section(data.hypotheses) if data.hypotheses else None
     sweep = sweep_section(data.sweep, [_render(spec, data) for spec in SWEEP_FIGURES]) if data.sweep else None
     output_dir.mkdir(parents=True, exist_ok=True)
-    _write_figures([*(sweep.figures if sweep else ()), *figures], output_dir / "figures")
+    further = [*(sweep.figures if sweep else ()), *(attacks.figures if attacks else ())]
+    _write_figures([*further, *figures], output_dir / "figures")
     summary = _summary(data, head, figures) | {"conditions": numbers_json(data, found)}
-    summary |= {"sweep": sweep.summary} if sweep else {}
+    sections = {"sweep": sweep, "attacks": attacks, "hypotheses": hypotheses}
+    summary |= {name: section.summary for name, section in sections.items() if section}
     _write(output_dir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=True) + "\n")
-    _write(output_dir / "report.md", markdown(head, tables, figures, sweep))
-    _write(output_dir / "index.html", page(data, head, tables, figures, sweep))
+    _write(output_dir / "report.md", markdown(head, tables, figures, sweep, attacks, hypotheses))
+    _write(output_dir / "index.html", page(data, head, tables, figures, sweep, attacks, hypotheses))
     return output_dir / "index.html"
 
 
-def _render(spec: FigureSpec, data: ReportData) -> RenderedFigure:
+def _render(spec: FigureSpec, data: ReportData, left_out: str = "") -> RenderedFigure:
     from dsprobe.reports.figures.style import house_style, png_bytes, svg_text
 
     info = spec.collect(data)
@@ -82,7 +92,8 @@ def _render(spec: FigureSpec, data: ReportData) -> RenderedFigure:
         with house_style():
             figure = spec.draw(info)
             svg, png = svg_text(figure), png_bytes(figure)
-    return RenderedFigure(spec.name, spec.short, spec.title, spec.how_to_read, info.left_out, info.finding(), svg, png)
+    missing = " ".join(filter(None, (info.left_out, left_out)))
+    return RenderedFigure(spec.name, spec.short, spec.title, spec.how_to_read, missing, info.finding(), svg, png)
 
 
 def _write_figures(figures: list[RenderedFigure], folder: Path) -> None:

@@ -7,10 +7,10 @@ other modules a stable order of conditions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from dsprobe.experiment.evaluated import Condition
 from dsprobe.judges.base import QUESTIONS, Decides
 from dsprobe.metrics.summary import TWIN_COLUMNS, ConditionSummary, summarise_condition
 from dsprobe.reports.sweep_data import SweepData
+
+if TYPE_CHECKING:
+    from dsprobe.experiment.transfer import TransferStudy
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -64,6 +67,8 @@ class ReportData:
         show_text: Show prompts and replies of every prompt set. Off by default.
         limited_sets: Prompt sets cut by a limit; the report marks them.
         sweep: The search behind the run's guardrails; its section comes first.
+        hypotheses: What was decided about the programme's hypotheses from the run, see
+            `dsprobe.experiment.hypotheses.Decided.to_dict`; it gets a section.
 
     Raises:
         ConfigError: A column is missing, θ is out of range, or a judge decides an unknown question.
@@ -82,6 +87,7 @@ class ReportData:
     show_text: bool = False
     limited_sets: frozenset[str] | set[str] = frozenset()
     sweep: SweepData | None = None
+    hypotheses: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.theta <= 1.0:
@@ -107,6 +113,13 @@ class ReportData:
         return {condition: self._summary(condition) for condition in self.conditions}
 
     @cached_property
+    def study(self) -> TransferStudy | None:
+        """Attacks, judges and transfer; `None` where the run compares none of them."""
+        from dsprobe.reports.attack_data import attack_study
+
+        return attack_study(self)
+
+    @cached_property
     def guardrails(self) -> tuple[str, ...]:
         """Guardrail labels in reading order, the unguarded one first."""
         found = dict.fromkeys(condition.guardrail for condition in self.conditions)
@@ -121,6 +134,16 @@ class ReportData:
     def compares_guardrails(self) -> bool:
         """Whether conditions differ by their guardrail, so that figures overlay them and colour tells them apart."""
         return len(self.guardrails) > 1
+
+    def without_attacks(self, attacks: Collection[str]) -> ReportData:
+        """The same run without some attacks, by key; measures that were computed stay computed."""
+        keys = pa.array(sorted(attacks), pa.string())
+        tables = {name: getattr(self, name) for name in _REQUIRED}
+        tables = {name: t.filter(pc.invert(pc.is_in(t["attack"], value_set=keys))) for name, t in tables.items()}
+        smaller = replace(self, **tables)
+        kept = {condition: found for condition, found in self.summaries.items() if condition.attack not in attacks}
+        vars(smaller)["summaries"] = kept
+        return smaller
 
     def _summary(self, condition: Condition) -> ConditionSummary:
         twin = replace(condition, guardrail=UNGUARDED)

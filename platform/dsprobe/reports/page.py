@@ -17,6 +17,7 @@ from dsprobe.reports.figures.style import themed_svg
 from dsprobe.reports.header import Header, manifest_text
 from dsprobe.reports.numbers import NumberTable
 from dsprobe.reports.player import player_payload
+from dsprobe.reports.sheets import sheet_markdown
 from dsprobe.reports.text import escape_markdown, visible
 
 try:
@@ -26,10 +27,12 @@ except ImportError:
     raise missing_package("The report", "report") from None
 
 if TYPE_CHECKING:
+    from dsprobe.reports.attack_section import AttackSection
     from dsprobe.reports.build import RenderedFigure
+    from dsprobe.reports.hypothesis_section import HypothesisSection
     from dsprobe.reports.sweep_section import SweepSection
 
-_BRIEF = ("overview", "harm-over-steps", "survival", "risk-heatmap")
+_BRIEF = ("overview", "transfer-index", "dose-response", "harm-over-steps", "survival", "risk-heatmap")
 """Figures whose findings are repeated above the fold."""
 
 
@@ -39,13 +42,15 @@ def page(
     tables: Sequence[NumberTable],
     figures: Sequence[RenderedFigure],
     sweep: SweepSection | None = None,
+    attacks: AttackSection | None = None,
+    hypotheses: HypothesisSection | None = None,
 ) -> str:
     """The self-contained HTML page."""
     payload = player_payload(data)
     script = _asset("player.js")
     return _environment(autoescape=True).get_template("report.html.j2").render(
         header=head,
-        brief=[*(sweep.figures[:1] if sweep else ()), *(f for name in _BRIEF for f in figures if f.name == name)],
+        brief=_brief(figures, sweep, attacks, hypotheses),
         figures=_themed(figures),
         tables=tables,
         confidence=f"{DEFAULT_CONFIDENCE:.0%}",
@@ -59,7 +64,32 @@ def page(
         css=Markup(_asset("report.css")),
         sweep=sweep,
         **_sweep_parts(sweep),
+        attacks=attacks,
+        hypotheses=hypotheses,
+        attack_blocks=_attack_blocks(attacks),
+        attacks_css=Markup(_asset("attacks.css")),
     )  # fmt: skip
+
+
+def _brief(
+    figures: Sequence[RenderedFigure],
+    sweep: SweepSection | None,
+    attacks: AttackSection | None,
+    hypotheses: HypothesisSection | None,
+) -> list[Any]:
+    """What stands above the fold: name, title and finding each."""
+    among = [*figures, *(attacks.figures if attacks else ())]
+    findings = [figure for name in _BRIEF for figure in among if figure.name == name]
+    return [*([hypotheses] if hypotheses else ()), *(sweep.figures[:1] if sweep else ()), *findings]
+
+
+def _attack_blocks(attacks: AttackSection | None) -> list[dict[str, Any]]:
+    """The section's blocks with figures for the templates."""
+    blocks = attacks.blocks if attacks else ()
+    return [
+        {"figure": _themed([b.figure])[0] if b.figure else None, "tables": b.tables, "unfolded": b.unfolded}
+        for b in blocks
+    ]
 
 
 def _sweep_parts(sweep: SweepSection | None) -> dict[str, Any]:
@@ -97,12 +127,17 @@ def markdown(
     tables: Sequence[NumberTable],
     figures: Sequence[RenderedFigure],
     sweep: SweepSection | None = None,
+    attacks: AttackSection | None = None,
+    hypotheses: HypothesisSection | None = None,
 ) -> str:
     """The report without the player, as Markdown that links to the PNG files."""
     environment = _environment(autoescape=False)
-    environment.filters["md"] = escape_markdown
+    environment.filters |= {"md": escape_markdown, "sheet_markdown": sheet_markdown}
     template = environment.get_template("report.md.j2")
-    return template.render(header=head, tables=tables, figures=figures, sweep=sweep, version=_version())
+    return template.render(
+        header=head, tables=tables, figures=figures, sweep=sweep, attacks=attacks, hypotheses=hypotheses,
+        version=_version(),
+    )  # fmt: skip
 
 
 def script_safe_json(value: Any) -> str:
@@ -112,7 +147,7 @@ def script_safe_json(value: Any) -> str:
 
 
 def _environment(*, autoescape: bool) -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("dsprobe.reports"),
         autoescape=autoescape,
         undefined=StrictUndefined,
@@ -120,6 +155,8 @@ def _environment(*, autoescape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["visible"] = visible
+    return environment
 
 
 def _asset(name: str) -> str:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from dsprobe.errors import ConfigError, StorageError, unknown_name
 from dsprobe.judges.base import Decides
 from dsprobe.storage.compaction import current_files, read_file, scored_judges
+from dsprobe.storage.irreversibility import fork_record
 from dsprobe.storage.objects import ObjectStore
 from dsprobe.storage.run_store import MANIFEST, RunStore
 from dsprobe.storage.schemas import TABLES, TableKind, check_schema, schema
@@ -85,7 +86,8 @@ def read_table(run: str | RunStore, table: str, filters: Filters | None = None) 
 def query(run: str | RunStore, sql: str) -> pa.Table:
     """Run one SELECT over a run's tables or a sweep's.
 
-    Views are named as in `TABLES` and, where judges scored the run later, ``scores``; for a sweep as in `SWEEP_TABLES`.
+    Views are named as in `TABLES` and, where judges scored the run later, ``scores``, and where the irreversibility
+    experiment was run on it, ``irreversibility``; for a sweep as in `SWEEP_TABLES`.
 
     The files are read where they lie (``file://``, ``s3://``, any fsspec store), only the columns and row groups that
     the query needs. No other file can be read, and nothing written.
@@ -136,7 +138,8 @@ def _views(objects: ObjectStore) -> dict[str, list[str]]:
         return swept
     tables = {str(kind): [entry["path"] for entry in current_files(objects, kind)] for kind in TABLES}
     scores = [record.file for record in score_records(objects).values()]
-    return tables | ({"scores": scores} if scores else {})
+    forks = fork_record(objects)
+    return tables | ({"scores": scores} if scores else {}) | ({"irreversibility": [forks.file]} if forks else {})
 
 
 def _create_views(

@@ -146,6 +146,15 @@ _COLUMNS: Final[dict[str, dict[str, tuple[pa.DataType, str]]]] = {
         "note": (pa.string(), "why it is undecided"),
         "cached": (pa.bool_(), "taken from the verdict cache; volatile"),
     },
+    "irreversibility": {
+        "condition": (pa.string(), "unguarded condition that was forked"),
+        "prompt_id": (pa.string(), "prompt; sample 0"),
+        "step": (pa.int16(), "step s after which a share of the response was re-masked, from 1"),
+        "share": (pa.float64(), "share of the response positions, (0, 1]"),
+        "harmful_committed": (pa.bool_(), "risk of the committed view reached the threshold at the step"),
+        "harmful_predicted": (pa.bool_(), "risk of the predicted view reached the threshold at the step"),
+        "harmful_at_end": (pa.bool_(), "risk of the reply that was denoised on reached the threshold"),
+    },
     "reducer_counts": {
         **_KEYS,
         "series": (pa.string(), "what is counted"),
@@ -168,7 +177,7 @@ def schema(kind: str, *, judges: Iterable[str] = (), scored: Iterable[str] = (),
     """The Arrow schema of a table or shard file.
 
     Args:
-        kind: One of `TABLES`, or `scores`, `reducer_counts`, `reducer_sums`.
+        kind: One of `TABLES`, or `scores`, `irreversibility`, `reducer_counts`, `reducer_sums`.
         judges: Judge keys, each a nullable ``verdict_<key>`` column of `trajectories`.
         scored: Those of them that judged after the run, each with a nullable ``score_<key>`` column too.
         run_id: Run the file belongs to; stored in the metadata.

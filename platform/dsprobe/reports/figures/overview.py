@@ -13,14 +13,10 @@ from dsprobe.reports.numbers import Measures, measures
 from dsprobe.reports.text import by_group, label, member_label, part, visible
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LABEL: Final = 2.5
-"""Width of the condition names in inches."""
 _GUARDRAIL: Final = 1.25
-"""Width of the guardrail names beside them, where guardrails are compared."""
-_ROW: Final = 0.235
+"""Width of the guardrail names in inches, where guardrails are compared."""
 
 _NAMES: Final = {
     "asr": "ASR",
@@ -111,38 +107,20 @@ def _rates(found: list[Measures], name: str) -> list[Interval | None]:
 
 def draw_overview(info: OverviewData) -> Figure:
     """Dots with 95 % whiskers, one row per condition under its sub-heading, one panel per rate."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MultipleLocator
-
-    from dsprobe.reports.figures.multiples import fitted
-    from dsprobe.reports.figures.style import INK, SERIES, SOFT, WIDTH, guardrail_styles
+    from dsprobe.reports.figures.forest import ForestPanel, Line, draw_forest
+    from dsprobe.reports.figures.style import guardrail_styles
 
     rows = _rows(info)
-    colours = {name: style["color"] for name, style in guardrail_styles(info.guardrails).items()}
-    left = _LABEL + (_GUARDRAIL if colours else 0.0)
-    tall = 1.1 + _ROW * len(rows)
-    figure = Figure(figsize=(WIDTH, tall))
-    wide = (WIDTH - left - 0.1) / len(info.panels)
-    for place, panel in enumerate(info.panels):
-        box = (left + place * wide, 0.5, wide - 0.25, _ROW * len(rows))
-        axes = figure.add_axes((box[0] / WIDTH, box[1] / tall, box[2] / WIDTH, box[3] / tall))
-        _draw_rates(axes, panel, rows, [colours.get(row.guardrail, SERIES[place % len(SERIES)]) for row in rows])
-        for text, y, size, bold in ((panel.title, 0.28, 9.5, True), (panel.judge, 0.45, 8.0, False)):
-            line = "".join(fitted(text, box[2] + 0.1, size, bold=bold, lines=1))
-            weight, colour = ("bold", INK) if bold else ("normal", SOFT)
-            figure.text(box[0] / WIDTH, 1 - y / tall, line, fontsize=size, weight=weight, color=colour)
-        axes.xaxis.set_major_locator(MultipleLocator(0.5))
-    for place, row in enumerate(rows):
-        y = 1 - (0.6 + _ROW * (place + 0.5)) / tall
-        strong = row.number is None
-        line = "".join(fitted(row.text, _LABEL - 0.2, 8.5, bold=strong, lines=1))
-        weight, colour = ("bold", INK) if strong else ("normal", SOFT)
-        figure.text((0.04 if strong else 0.14) / WIDTH, y, line, fontsize=8.5, va="center", weight=weight, color=colour)
-        if colours and not strong:
-            name = fitted(row.guardrail, _GUARDRAIL - 0.15, 8.5, lines=1)[0]
-            figure.text(_LABEL / WIDTH, y, name, fontsize=8.5, va="center", color=colours[row.guardrail])
-    figure.text((left + 0.5 * (WIDTH - left)) / WIDTH, 0.14 / tall, "share", ha="center", color=SOFT, fontsize=8.5)
-    return figure
+    colours = {name: str(style["color"]) for name, style in guardrail_styles(info.guardrails).items()}
+    lines = [
+        Line(row.text, row.number is None, row.guardrail if colours else "", colours.get(row.guardrail, ""))
+        for row in rows
+    ]
+    panels = [
+        ForestPanel(p.title, p.judge, [None if row.number is None else p.rates[row.number] for row in rows])
+        for p in info.panels
+    ]
+    return draw_forest(panels, lines, second=_GUARDRAIL if colours else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +146,3 @@ def _rows(info: OverviewData) -> list[_Line]:
             rows.append(_Line("" if repeated else name, number[condition], part(condition, "guardrail")))
             above = name
     return rows
-
-
-def _draw_rates(axes: Axes, panel: OverviewPanel, rows: list[_Line], colours: list[str]) -> None:
-    for row, (line, colour) in enumerate(zip(rows, colours, strict=True)):
-        rate = panel.rates[line.number] if line.number is not None else None
-        if rate is not None:
-            axes.plot([rate.low, rate.high], [row, row], color=colour, alpha=0.45, linewidth=2.6)
-            axes.plot(rate.value, row, "o", color=colour, markersize=5)
-    axes.set_xlim(-0.04, 1.04)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks([row for row, line in enumerate(rows) if line.number is not None], labels=[])
-    axes.spines["left"].set_visible(False)

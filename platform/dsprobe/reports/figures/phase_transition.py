@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from dsprobe.experiment.evaluated import Condition
-from dsprobe.metrics.phase_transition import PhaseTransition, phase_transition
+from dsprobe.metrics.phase_transition import PhaseTransition
 from dsprobe.metrics.summary import VIEWS
-from dsprobe.reports.arrays import clusters, risk_matrix
+from dsprobe.reports.arrays import transition
 from dsprobe.reports.data import F64, ReportData
 from dsprobe.reports.figures.facets import Facet, cells_by_view, facet, left_out, parts_of, shown_guardrails
 from dsprobe.reports.text import part
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_RESAMPLES: Final = 200
 _POINTS: Final = 200
 
 
@@ -101,9 +100,7 @@ def _overlaid(data: ReportData) -> list[PhaseTransitionPanel]:
 
 
 def _fit(data: ReportData, condition: Condition, view: str) -> PhaseTransition:
-    risk_SB, num_steps_B = risk_matrix(data, condition, view)
-    groups = clusters(data, condition)
-    return phase_transition(risk_SB, data.theta, num_steps_B, groups, resamples=_RESAMPLES)
+    return transition(data.rows("steps", condition), view, data.theta)
 
 
 def draw_phase_transition(info: PhaseTransitionData) -> Figure:

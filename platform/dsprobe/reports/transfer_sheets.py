@@ -1,11 +1,11 @@
-"""The tables of `dsprobe transfer`."""
+"""The tables of `dsprobe transfer`, and of the report's section on attacks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from dsprobe.cli.sheets import Sheet, p_value, points, shown
+from dsprobe.reports.sheets import Sheet, p_value, points, shown
 
 if TYPE_CHECKING:
     from dsprobe.experiment.transfer import AttackRow, Capability, Curve, PairTransfer, TransferStudy
@@ -15,18 +15,43 @@ if TYPE_CHECKING:
 
 def transfer_sheets(study: TransferStudy) -> Iterator[Sheet]:
     """Attack success, transfer, curves, capability, agreement; points of curves stand in their curves only."""
+    yield from attack_sheets(study)
+    yield from pair_sheets(study)
+    yield from curve_sheets(study)
+    yield from capability_sheets(study)
+    yield from agreement_sheets(study)
+
+
+def attack_sheets(study: TransferStudy) -> Iterator[Sheet]:
+    """Of every prompt set attack × model × judge, and what stands beside the verdicts."""
     for prompts in dict.fromkeys(row.condition.prompts for row in study.attacks):
         rows = [row for row in study.attacks if row.condition.prompts == prompts and not row.family]
         if rows:
             yield _success_sheet(prompts, rows)
             yield _steps_sheet(prompts, rows)
+
+
+def pair_sheets(study: TransferStudy) -> Iterator[Sheet]:
+    """Transfer indices of every pair of models, prompt set and judge."""
     for pair in study.transfers:
         if pair.own:
             yield _transfer_sheet(pair)
+
+
+def curve_sheets(study: TransferStudy) -> Iterator[Sheet]:
+    """Every grid on every prompt set."""
     for family, prompts in dict.fromkeys((curve.family, curve.prompts) for curve in study.curves):
         yield _curve_sheet([c for c in study.curves if (c.family, c.prompts) == (family, prompts)])
-    if study.capability:
-        yield _capability_sheet(study.capability)
+
+
+def capability_sheets(study: TransferStudy) -> Iterator[Sheet]:
+    """Utility of every pair of models, where there is one."""
+    for pair in dict.fromkeys((part.diffusion, part.autoregressive) for part in study.capability):
+        yield _capability_sheet([c for c in study.capability if (c.diffusion, c.autoregressive) == pair])
+
+
+def agreement_sheets(study: TransferStudy) -> Iterator[Sheet]:
+    """The judges of every question that has several."""
     for question, table in study.agreement.items():
         yield _agreement_sheet(question, table)
 
