@@ -71,4 +71,5 @@ def decide_forked(forks: ForkedRows, planned: Mapping[str, int]) -> Decision:
         replace(other.findings[0], name=f"{name}, {other.findings[0].name}", evidence="beside")
         for name, other in beside
     ]
-    return replace(decision, findings=(*decision.findings, *findings))
+    reason = f"{decision.reason} ({FORK_VIEW} view of {primary})"
+    return replace(decision, reason=reason, findings=(*decision.findings, *findings))

@@ -206,7 +206,8 @@ class _Study:
     def transfers(self) -> Iterator[PairTransfer]:
         """One of every pair of models, harmful prompt set and harm judge."""
         for first, second, prompts in self._twins(harmful=True):
-            pairs = list(self._pairs(first, second, prompts, harmful=True))
+            found = self._pairs(first, second, prompts, harmful=True)
+            pairs = [pair for pair in found if self._is_shared(self.specs[pair[0]])]
             if not pairs:
                 continue
             decoding = pairs[0][1]
@@ -262,12 +263,19 @@ class _Study:
         return first[one], second[two]
 
     def _native(self, kind: str) -> set[str]:
-        """Attacks of their own that were published for one kind of model and not for both."""
+        """Attacks of their own that were published, or searched for, on one kind of model and not for both."""
         return {
-            key
-            for key, spec in self.specs.items()
-            if not spec.family and ATTACKS.get(spec.name).native == frozenset({kind})
+            key for key, spec in self.specs.items() if not spec.family and self._native_kinds(spec) == frozenset({kind})
         }
+
+    def _native_kinds(self, spec: Spec) -> frozenset[str]:
+        searched_on = _surrogate(spec)
+        native: frozenset[str] = ATTACKS.get(spec.name).native
+        return native if searched_on is None else frozenset({self.kinds[searched_on]})
+
+    def _is_shared(self, spec: Spec) -> bool:
+        """Whether both models meet the same artefacts: not where each is searched for on the model that it attacks."""
+        return not ATTACKS.get(spec.name).searches or _surrogate(spec) is not None
 
     def _verdict(self, judge: str, rows: Rows) -> npt.NDArray[np.float64]:
         return verdict_values(self.columns, judge, rows)
@@ -333,6 +341,11 @@ def verdict_values(columns: Columns, judge: str, rows: Rows) -> npt.NDArray[np.f
     return np.where(columns["empty"][rows], 0.0, as_float(columns[VERDICT + judge][rows]))
 
 
+def _surrogate(spec: Spec) -> str | None:
+    """Label of the model that an attack's artefacts are searched for on, where that is a fixed one."""
+    return ATTACKS.get(spec.name).needs_model(ATTACKS.config(spec.name, spec.params))
+
+
 def varied_parameters(specs: Sequence[Spec]) -> dict[str, dict[str, float]]:
     """The numeric parameters in which attacks of one grid differ.
 
@@ -344,13 +357,14 @@ def varied_parameters(specs: Sequence[Spec]) -> dict[str, dict[str, float]]:
     """
     names = dict.fromkeys(name for spec in specs for name in spec.params)
     varied = [name for name in names if len({repr(spec.params.get(name)) for spec in specs}) > 1]
-    values = {name: {spec.key: spec.params.get(name) for spec in specs} for name in varied}
-    numeric = all(
-        isinstance(value, int | float) and not isinstance(value, bool)
-        for column in values.values()
-        for value in column.values()
-    )
-    return {name: {key: float(v) for key, v in column.items()} for name, column in values.items()} if numeric else {}
+    values: dict[str, dict[str, float]] = {}
+    for name in varied:
+        column = {spec.key: spec.params.get(name) for spec in specs}
+        numbers = {k: float(v) for k, v in column.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        if len(numbers) < len(column):
+            return {}
+        values[name] = numbers
+    return values
 
 
 def trajectory_columns(table: pa.Table) -> Columns:

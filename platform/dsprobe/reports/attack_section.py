@@ -55,8 +55,9 @@ ATTACK_FIGURES: Final[tuple[FigureSpec, ...]] = (
         "Transfer",
         "Does an attack carry over?",
         "ASR on the target model over ASR on the source, same artefacts, both ways. At 1 an attack works as well on "
-        "the target; left of it, less. Arrow heads and hollow marks lie beyond the axis, a 0 among them. The pooled "
-        "rows take the attacks that were made for the source; their difference is the asymmetry.",
+        "the target; left of it, less. Arrow heads and hollow marks lie beyond the axis, a 0 among them; undefined: "
+        "nothing succeeds on the source. The pooled rows take the attacks that were made for the source; their "
+        "difference is the asymmetry.",
         transfer_index_data,
         draw_transfer_indices,
         _if(lambda study: any(pair.own for pair in study.transfers)),

@@ -16,6 +16,8 @@ _NOTE = (
     "is no refusal."
 )
 
+_NUMBERS = ("safe n", "safe ↓", "contrast n", "contrast ↑", "discrimination ↑")
+
 
 def over_refusal_sheets(found: Sequence[PairedRefusal]) -> list[Sheet]:
     """One table, with a row per type of pair and one over all; a set without contrasts has one row."""
@@ -35,12 +37,8 @@ def over_refusal_sheets(found: Sequence[PairedRefusal]) -> list[Sheet]:
             rows.append([name, *labels, entry.judge, *_numbers(kind)])
     headings = ["type", "prompts", "model", "attack", *(["decoding"] if decoded else [])]
     headings += ["guardrail"] if guarded else []
-    return [
-        Sheet(
-            "Over-refusal", _NOTE, [*headings, "judge", "safe n", "safe ↓", "contrast n", "contrast ↑", "discrimination ↑"],
-            rows, len(headings) + 1,
-        )
-    ]  # fmt: skip
+    headings += ["judge", *_NUMBERS]
+    return [Sheet("Over-refusal", _NOTE, headings, rows, len(headings) - len(_NUMBERS))]
 
 
 def _numbers(kind: RefusalContrast) -> list[str]:

@@ -14,7 +14,7 @@ from dsprobe.reports.text import visible
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIDE: Final = 1.6
+SIDE: Final = 2.0
 """Width of the models' names in inches."""
 
 
@@ -53,7 +53,7 @@ class AttackSuccessData:
             if rated:
                 rate, row, judge = max(rated, key=lambda found: found[0].value)
                 attack = visible(row.condition.attack)
-                sentences.append(f"{visible(model)}: highest under {attack}, {rate:.1%} by {judge}.")
+                sentences.append(f"{side(row, self.rows)}: highest under {attack}, {rate:.1%} by {judge}.")
         gap = self._widest_gap()
         return " ".join([*sentences, *([gap] if gap else [])]) or "No harm verdicts were recorded."
 
@@ -65,7 +65,7 @@ class AttackSuccessData:
             if len(rates) > 1 and max(rates)[0] - min(rates)[0] > widest:
                 (low, strict), (high, lax) = min(rates), max(rates)
                 widest = high - low
-                where = f"{visible(row.condition.attack)} on {visible(row.condition.model)}"
+                where = f"{visible(row.condition.attack)} on {side(row, self.rows)}"
                 sentence = f"Judges differ most for {where}: {high:.1%} by {lax}, {low:.1%} by {strict}."
         return sentence
 
@@ -112,4 +112,4 @@ def draw_attack_success(info: AttackSuccessData) -> Figure:
         places.append(place)
         above = here
     panels = [ForestPanel("ASR", p.judge, [None if i is None else p.rates[i] for i in places]) for p in info.panels]
-    return draw_forest(panels, lines, second=SIDE)
+    return draw_forest(panels, lines, second=SIDE, snug=True)

@@ -74,7 +74,8 @@ def capability_data(data: ReportData) -> CapabilityData:
             keys.setdefault((row.condition.prompts, side(row, rows)), []).append(row)
     if not keys:
         return CapabilityData([], [], "")
-    groups = sorted(keys.items(), key=lambda item: list(dict.fromkeys(p for p, _ in keys)).index(item[0][0]))
+    sets = list(dict.fromkeys(prompts for prompts, _ in keys))
+    groups = sorted(keys.items(), key=lambda item: sets.index(item[0][0]))
     lines = [CapabilityLine(visible(prompts), name) for (prompts, name), _ in groups]
     conditions = [members[0].condition for _, members in groups]
     panels = [CapabilityPanel("utility ↑", visible(judge), [utility[c.model, c.decoding] for c in conditions])]
@@ -111,12 +112,10 @@ def draw_capability(info: CapabilityData) -> Figure:
 
     sides = list(dict.fromkeys(line.side for line in info.lines))
     lines: list[Line] = []
-    places: list[int | None] = []
     above = ""
-    for place, line in enumerate(info.lines):
+    for line in info.lines:
         name = "" if line.prompts == above else line.prompts
         lines.append(Line(name, False, line.side, SERIES[sides.index(line.side) % len(SERIES)]))
-        places.append(place)
         above = line.prompts
-    panels = [ForestPanel(p.title, p.judge, [None if i is None else p.rates[i] for i in places]) for p in info.panels]
-    return draw_forest(panels, lines, second=SIDE)
+    panels = [ForestPanel(panel.title, panel.judge, panel.rates) for panel in info.panels]
+    return draw_forest(panels, lines, second=SIDE, snug=True)

@@ -114,8 +114,9 @@ def _curves(data: ReportData, *, several: bool) -> list[Curve]:
 def _facet(
     curve: Curve, variable: str, response: DoseResponse, fixed: tuple[str, ...], among: Sequence[Curve]
 ) -> Facet:
-    """Grid and fixed settings name the column, judge and prompt set the row."""
-    heading = f"{visible(curve.family)}: {visible(variable)}"
+    """Attack (the grid where an attack has several) and settings name the column, judge and prompt set the row."""
+    alone = len({c.family for c in among if c.attack == curve.attack}) == 1
+    heading = f"{visible(curve.attack if alone else curve.family)}: {visible(variable)}"
     row = (visible(curve.judge),) if len({c.judge for c in among}) > 1 else ()
     row += (visible(curve.prompts),) if len({c.prompts for c in among}) > 1 else ()
     return Facet(", ".join((heading, *fixed)), row, max((p.rate.n for p in response.curve), default=0))

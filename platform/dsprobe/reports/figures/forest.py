@@ -80,7 +80,12 @@ def ratio_scale(label: str, found: Sequence[Interval]) -> Scale:
 
 
 def draw_forest(
-    panels: Sequence[ForestPanel], lines: Sequence[Line], scale: Scale = SHARES, second: float = 0.0
+    panels: Sequence[ForestPanel],
+    lines: Sequence[Line],
+    scale: Scale = SHARES,
+    second: float = 0.0,
+    *,
+    snug: bool = False,
 ) -> Figure:
     """Draw the panels side by side.
 
@@ -89,13 +94,16 @@ def draw_forest(
         lines: What the marks of each panel belong to.
         scale: Abscissa.
         second: Width of the second names in inches; 0 where there are none.
+        snug: Give both kinds of names no more width than they need.
     """
     from matplotlib.figure import Figure
 
     from dsprobe.reports.figures.multiples import fitted
     from dsprobe.reports.figures.style import INK, SERIES, SOFT, WIDTH
 
-    left = _LABEL + second
+    label = _snug([line.text for line in lines if not line.heading], _LABEL, 0.35) if snug else _LABEL
+    second = _snug([line.second for line in lines], second, 0.25) if snug else second
+    left = label + second
     tall = _TOP + _BOTTOM + _ROW * len(lines)
     figure = Figure(figsize=(WIDTH, tall))
     wide = (WIDTH - left - 0.1) / len(panels)
@@ -109,16 +117,23 @@ def draw_forest(
             figure.text(x / WIDTH, 1 - below / tall, line, fontsize=size, weight=weight, color=colour)
     for place, row in enumerate(lines):
         y = 1 - (_TOP + _ROW * (place + 0.5)) / tall
-        room = _LABEL - 0.2 + (second if row.heading else 0.0)
+        room = label - 0.2 + (second if row.heading else 0.0)
         text = "".join(fitted(row.text, room, 8.5, bold=row.heading, lines=1))
         weight, colour = ("bold", INK) if row.heading else ("normal", SOFT)
         x = (0.04 if row.heading else 0.14) / WIDTH
         figure.text(x, y, text, fontsize=8.5, va="center", weight=weight, color=colour)
         if row.second:
             text = "".join(fitted(row.second, second - 0.15, 8.5, lines=1))
-            figure.text(_LABEL / WIDTH, y, text, fontsize=8.5, va="center", color=row.colour or SOFT)
+            figure.text(label / WIDTH, y, text, fontsize=8.5, va="center", color=row.colour or SOFT)
     figure.text((left + 0.5 * (WIDTH - left)) / WIDTH, 0.14 / tall, scale.label, ha="center", color=SOFT, fontsize=8.5)
     return figure
+
+
+def _snug(names: Sequence[str], widest: float, margin: float) -> float:
+    """Width of the longest name with a margin, in inches."""
+    from dsprobe.reports.figures.multiples import text_inches
+
+    return min(widest, margin + max((text_inches(name, 8.5, False) for name in names), default=0.0))
 
 
 def _draw_panel(axes: Axes, panel: ForestPanel, lines: Sequence[Line], scale: Scale, own_colour: str) -> None:

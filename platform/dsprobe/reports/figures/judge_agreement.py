@@ -78,12 +78,8 @@ def draw_agreement(info: AgreementData) -> Figure:
         alpha = "undefined" if math.isnan(panel.table.alpha.value) else f"{panel.table.alpha:.2f}"
         title = f"{panel.question}: Krippendorff α {alpha}, n = {panel.table.n}"
         figure.text(0.04 / WIDTH, 1 - (top + 0.2) / tall, title, fontsize=9.5, weight="bold", va="center", color=INK)
-        box = (
-            _LABEL / WIDTH,
-            1 - (top + 0.42 + _CELL[1] * count) / tall,
-            wide * count / WIDTH,
-            _CELL[1] * count / tall,
-        )
+        deep = _CELL[1] * count
+        box = (_LABEL / WIDTH, 1 - (top + 0.42 + deep) / tall, wide * count / WIDTH, deep / tall)
         _draw_cells(figure.add_axes(box), panel)
         for place, name in enumerate(judges):
             if place:
@@ -92,7 +88,7 @@ def draw_agreement(info: AgreementData) -> Figure:
                 figure.text((_LABEL - 0.1) / WIDTH, y, text, fontsize=8.5, ha="right", va="center", color=SOFT)
             if place < count:
                 x = (_LABEL + wide * (place + 0.5)) / WIDTH
-                y = 1 - (top + 0.42 + _CELL[1] * count + 0.15) / tall
+                y = 1 - (top + 0.42 + deep + 0.15) / tall
                 text = "".join(fitted(name, wide - 0.1, 8.5, lines=1))
                 figure.text(x, y, text, fontsize=8.5, ha="center", va="center", color=SOFT)
         top += height
@@ -102,7 +98,7 @@ def draw_agreement(info: AgreementData) -> Figure:
 def _draw_cells(axes: Axes, panel: AgreementPanel) -> None:
     from matplotlib.patches import Rectangle
 
-    from dsprobe.reports.figures.style import INK, SERIES, SOFT
+    from dsprobe.reports.figures.style import INK, SERIES
 
     count = len(panel.table.judges) - 1
     for row in range(count):
@@ -118,7 +114,7 @@ def _draw_cells(axes: Axes, panel: AgreementPanel) -> None:
             axes.text(column + 0.5, row + 0.36, f"κ {value}" if known else "κ undefined", fontsize=9.5,
                       weight="bold", color=INK, **style)  # fmt: skip
             axes.text(column + 0.5, row + 0.7, f"{bounds} n = {pair.n}" if known else f"n = {pair.n}", fontsize=7.5,
-                      color=SOFT, **style)  # fmt: skip
+                      color=INK, **style)  # fmt: skip
     axes.set_xlim(0, count)
     axes.set_ylim(count, 0)
     axes.set_axis_off()

@@ -85,7 +85,7 @@ class Multiples(Generic[P]):
 
     @staticmethod
     def _legend_columns(handles: Sequence[Any]) -> int:
-        widest = max((_inches(str(handle.get_label()), 8.5, False) for handle in handles), default=0.0) + 0.65
+        widest = max((text_inches(str(handle.get_label()), 8.5, False) for handle in handles), default=0.0) + 0.65
         return max(1, min(len(handles), int(WIDTH / widest)))
 
     def _title_height(self, chunk: Sequence[str]) -> float:
@@ -171,7 +171,7 @@ def fitted(text: str, inches: float, size: float, *, bold: bool = False, lines: 
         cut = _longest(rest, inches, size, bold)
         if cut < len(rest):
             if last:
-                return [*found, rest[: max(1, _longest(rest, inches - _inches("…", size, bold), size, bold))] + "…"]
+                return [*found, rest[: max(1, _longest(rest, inches - text_inches("…", size, bold), size, bold))] + "…"]
             soft = max(rest.rfind(mark, 0, cut) for mark in " -_/.+,")
             cut = soft + 1 if soft > 0 else cut
         found.append(rest[:cut].strip())
@@ -182,13 +182,14 @@ def fitted(text: str, inches: float, size: float, *, bold: bool = False, lines: 
 def _longest(text: str, inches: float, size: float, bold: bool) -> int:
     """Length of the longest start of a text that fits, at least 1."""
     cut = len(text)
-    while cut > 1 and _inches(text[:cut], size, bold) > inches:
+    while cut > 1 and text_inches(text[:cut], size, bold) > inches:
         cut -= 1
     return cut
 
 
 @cache
-def _inches(text: str, size: float, bold: bool) -> float:
+def text_inches(text: str, size: float, bold: bool) -> float:
+    """Width of a text at a font size in points."""
     font = FontProperties(family="DejaVu Sans", size=size, weight="bold" if bold else "normal")
     width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
     return float(width) / 72

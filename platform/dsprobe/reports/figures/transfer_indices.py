@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _DIRECTION: Final = 1.9
 """Width of the targets' names in inches."""
-UNDEFINED: Final = "undefined: nothing succeeds on the source"
+UNDEFINED: Final = "undefined"
+"""Word in the place of an index whose source has no success."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def draw_transfer_indices(info: TransferIndexData) -> Figure:
             lines.append(Line(line.pair, heading=True))
             places.append(None)
         repeated = (line.pair, line.name) == (pair, name)
-        colour, marker = (SERIES[0], "s") if line.forward else (SERIES[1], "o")
+        colour, marker = (SERIES[1], "s") if line.forward else (SERIES[0], "o")
         second = f"→ {line.target}" if line.target else ""
         lines.append(Line("" if repeated else line.name, False, second, colour if second else "", marker))
         places.append(place)
@@ -140,9 +141,8 @@ def draw_transfer_indices(info: TransferIndexData) -> Figure:
         for p in info.panels
     ]
     known = [m for panel in panels for m in panel.marks if isinstance(m, Interval)]
-    return draw_forest(
-        panels, lines, ratio_scale("ASR on the target / ASR on the source, log scale", known), _DIRECTION
-    )
+    scale = ratio_scale("ASR on the target / ASR on the source, log scale", known)
+    return draw_forest(panels, lines, scale, _DIRECTION, snug=True)
 
 
 def _mark(line: IndexLine, found: Interval | None) -> Interval | str | None:
@@ -150,4 +150,4 @@ def _mark(line: IndexLine, found: Interval | None) -> Interval | str | None:
         return None
     if line.target:
         return UNDEFINED if math.isnan(found.value) else found
-    return "undefined" if math.isnan(found.value) else format(found, "+.2f").replace("inf", "∞")
+    return UNDEFINED if math.isnan(found.value) else format(found, "+.2f").replace("inf", "∞")
