@@ -21,6 +21,7 @@ from dsprobe.experiment.manifest import build_manifest
 from dsprobe.experiment.plan import resolve
 from dsprobe.metrics.hypotheses import HYPOTHESES
 from dsprobe.storage.decided import read_decided
+from dsprobe.storage.irreversibility import read_forks
 from dsprobe.storage.query import open_run, query
 from dsprobe.sweeps.library import recipes
 
@@ -83,7 +84,7 @@ def test_the_rules_can_be_read_before_any_data(tmp_path):
 
 
 def test_a_run_is_decided_and_keeps_decisions_and_forks(small):
-    folder, document = small
+    _, document = small
     assert [decision["hypothesis"] for decision in document["decisions"]] == [rule.id for rule in HYPOTHESES]
     assert {d["verdict"] for d in document["decisions"]} <= {"supported", "not supported", "undecided"}
     found = {d["hypothesis"]: d for d in document["decisions"]}
@@ -94,7 +95,9 @@ def test_a_run_is_decided_and_keeps_decisions_and_forks(small):
     store = open_run(document["url"])
     assert read_decided(store) == {key: value for key, value in document.items() if key != "url"}
     assert document["irreversibility"]["steps"] == [3]
-    rows = query(store, "SELECT share, count(*) n FROM irreversibility WHERE condition LIKE '%/restricted/%' GROUP BY 1")
+    rows = query(
+        store, "SELECT share, count(*) n FROM irreversibility WHERE condition LIKE '%/restricted/%' GROUP BY 1"
+    )
     assert {(row["share"], row["n"]) for row in rows.to_pylist()} == {(0.2, 30), (0.5, 30), (1.0, 30)}
     left_out = document["irreversibility"]["left_out"]
     assert left_out == {"toy-diffusion/plain/later/uniform": "attack `later` acts inside the loop"}
@@ -114,7 +117,9 @@ def test_irreversibility_of_a_run_replaces_its_forks(small):
     arguments = ("--steps", "6", "--shares", "1.0", "--view", "committed")
     code, out, err = dsprobe("irreversibility", document["run_id"], *arguments, "--json", cwd=folder)
     assert code == 0, err
-    assert {point["step"] for point in json.loads(out)["points"]} == {6}
+    assert json.loads(out)["view"] == "committed"
+    record, table = read_forks(open_run(document["url"]))
+    assert (record.settings["steps"], record.settings["shares"], set(table["step"].to_pylist())) == ([6], [1.0], {6})
     again = decided(document["run_id"], cwd=folder)
     reason = next(d["reason"] for d in again["decisions"] if d["hypothesis"] == "H2")
     assert "dsprobe irreversibility RUN --steps 3 --shares 0.2,0.5,1" in reason

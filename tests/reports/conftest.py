@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tests.reports.chromium import browser  # noqa: F401 - a fixture
+from tests.reports.transfer_world import GRIDS, OWN, decided_document, with_models
 
 from dsprobe.metrics.pareto import non_dominated
 from dsprobe.reports.build import build_report
@@ -362,6 +363,21 @@ def guarded_report(guarded_data: ReportData, tmp_path_factory: pytest.TempPathFa
 def small_report(small_data: ReportData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of the page built from `small_data`."""
     return build_report(small_data, tmp_path_factory.mktemp("small-report"))
+
+
+@pytest.fixture(scope="session")
+def transfer_data() -> ReportData:
+    """Two models, two judges of harm, three attacks of their own and three grids."""
+    return with_models(
+        make_report_data(attacks=(*OWN, *GRIDS), decodings=("uniform",), prompts_per_condition=8, stored=1)
+    )
+
+
+@pytest.fixture(scope="session")
+def transfer_report(transfer_data: ReportData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of the page built from `transfer_data`, with decisions about the hypotheses."""
+    data = dataclasses.replace(transfer_data, hypotheses=decided_document())
+    return build_report(data, tmp_path_factory.mktemp("transfer-report"))
 
 
 OBJECTIVES = ("asr", "fluency_loss", "over_refusal", "delta_nfe")

@@ -151,7 +151,7 @@ def _of_condition(
     )
     harmful = {}
     for view in VIEWS:
-        risks = engine.trunk_risks(rows, Signal(scorer=risk.scorer, view=cast("View", view)))
+        risks = engine.trunk_risks(rows, Signal(scorer=risk.scorer, view=view))
         at_step = [
             risks[row][step - 1] >= risk.threshold for row, step in zip(forks.row, forks.step.tolist(), strict=True)
         ]

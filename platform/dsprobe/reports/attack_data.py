@@ -59,7 +59,7 @@ def without_grids(data: ReportData) -> tuple[ReportData, str]:
     points = {key: family for key, family in _grids(data).items() if family in drawn}
     if not points or all(condition.attack in points for condition in data.conditions):
         return data, ""
-    families = ", ".join(f"`{visible(family)}`" for family in dict.fromkeys(points.values()))
+    families = ", ".join(visible(family) for family in dict.fromkeys(points.values()))
     return data.without_attacks(points.keys()), f"Grids of attacks are drawn as curves only: {families}."
 
 

@@ -52,7 +52,8 @@ class HypothesisSection:
     def finding(self) -> str:
         """How many hypotheses have which verdict."""
         found = {verdict: [c.id for c in self.cards if c.verdict == verdict] for verdict in ICONS}
-        return "; ".join(f"{verdict}: {', '.join(ids)}" for verdict, ids in found.items() if ids) + "."
+        text = "; ".join(f"{verdict}: {', '.join(ids)}" for verdict, ids in found.items() if ids)
+        return f"{text[:1].upper()}{text[1:]}."
 
 
 def hypothesis_section(document: Mapping[str, Any]) -> HypothesisSection:

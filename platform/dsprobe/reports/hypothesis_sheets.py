@@ -32,7 +32,7 @@ def rules_sheets(document: Mapping[str, Any]) -> Iterator[Sheet]:
         names = ("conditions", "estimate", "supported", "not_supported", "undecided")
         rows = [[name.replace("_", " "), rule[name]] for name in names]
         note = f"At least {rule['minimum_n']} prompts."
-        yield Sheet(f"{rule['id']}: {rule['statement']}", note, ["", "rule"], rows, 2)
+        yield Sheet(f"{rule['id']}: {rule['statement']}", note, ["part", "rule"], rows, 2)
 
 
 def rules_name(document: Mapping[str, Any]) -> str:
@@ -69,7 +69,7 @@ def _overview(decisions: list[dict[str, Any]]) -> Sheet:
         "95 % intervals; p: Holm within the hypothesis, where the rule has a test. Undecided: the data could not have "
         "shown it, or both answers are still open."
     )
-    return Sheet("Hypotheses", note, ["", "hypothesis", "verdict", "estimate", "value", "p", "n"], rows, 4)
+    return Sheet("Hypotheses", note, ["id", "hypothesis", "verdict", "estimate", "value", "p", "n"], rows, 4)
 
 
 def _of(decision: Mapping[str, Any], rule: Mapping[str, Any]) -> Sheet:
@@ -78,7 +78,7 @@ def _of(decision: Mapping[str, Any], rule: Mapping[str, Any]) -> Sheet:
             finding["name"],
             _UNITS.get(finding["outcome"], finding["outcome"]),
             finding["evidence"],
-            finding["reason"],
+            finding["reason"] or "–",
             _number(finding["outcome"], finding["estimate"]),
             p_value(_float(finding["p_holm"])),
             str(finding["estimate"]["n"]),

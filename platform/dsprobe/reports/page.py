@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dsprobe.reports.hypothesis_section import HypothesisSection
     from dsprobe.reports.sweep_section import SweepSection
 
-_BRIEF = ("overview", "transfer-index", "dose-response", "harm-over-steps", "survival", "risk-heatmap")
+_BRIEF = ("overview", "transfer-index", "harm-over-steps", "survival", "risk-heatmap")
 """Figures whose findings are repeated above the fold."""
 
 

@@ -166,7 +166,9 @@ def _interventions(
     open_SP: npt.NDArray[np.bool_],
     given_P: npt.NDArray[np.bool_],
 ) -> list[dict[str, Any]]:
-    """What guardrails and attacks did between steps: per event its step, a phrase, and the response positions that lost a token.
+    """What guardrails and attacks did between steps.
+
+    Of each event its step, a phrase, and the response positions that lost a token.
 
     Args:
         condition: Supplies the text policy.

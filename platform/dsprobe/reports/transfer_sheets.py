@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def transfer_sheets(study: TransferStudy) -> Iterator[Sheet]:
-    """Attack success, transfer, curves, capability, agreement; points of curves stand in their curves only."""
+    """Attack success, transfer, curves, agreement, capability; points of curves stand in their curves only."""
     yield from attack_sheets(study)
     yield from pair_sheets(study)
     yield from curve_sheets(study)
-    yield from capability_sheets(study)
     yield from agreement_sheets(study)
+    yield from capability_sheets(study)
 
 
 def attack_sheets(study: TransferStudy) -> Iterator[Sheet]:

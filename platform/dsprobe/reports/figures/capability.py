@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DIRECT: Final = "direct"
 """Name of the attack that asks plainly."""
+_JUDGES: Final = 3
+"""Most judges of harm that are drawn; each takes two panels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,16 @@ class CapabilityData:
     panels: list[CapabilityPanel]
     benign: str
     """Prompt set behind the utility."""
+    further: tuple[str, ...] = ()
+    """Judges of harm that are not drawn."""
 
     @property
     def left_out(self) -> str:
-        """What utility was measured on."""
-        return f"Utility is that of unattacked requests of `{self.benign}`." if self.panels else ""
+        """What utility was measured on, and which judges are missing."""
+        if not self.panels:
+            return ""
+        missing = f" Not drawn for want of room: {', '.join(self.further)}." if self.further else ""
+        return f"Utility is that of unattacked requests of {self.benign}.{missing}"
 
     def finding(self) -> str:
         """Utility and highest attack success of the first prompt set's models."""
@@ -79,11 +86,12 @@ def capability_data(data: ReportData) -> CapabilityData:
     lines = [CapabilityLine(visible(prompts), name) for (prompts, name), _ in groups]
     conditions = [members[0].condition for _, members in groups]
     panels = [CapabilityPanel("utility ↑", visible(judge), [utility[c.model, c.decoding] for c in conditions])]
-    for harm in dict.fromkeys(key for row in rows for key in row.summary.asr):
+    judges = list(dict.fromkeys(key for row in rows for key in row.summary.asr))
+    for harm in judges[:_JUDGES]:
         direct = [[r for r in members if r.condition.attack == DIRECT] for _, members in groups]
         panels.append(CapabilityPanel("ASR direct ↓", visible(harm), [_highest(found, harm) for found in direct]))
         panels.append(CapabilityPanel("ASR worst ↓", visible(harm), [_highest(members, harm) for _, members in groups]))
-    return CapabilityData(lines, panels, visible(benign))
+    return CapabilityData(lines, panels, visible(benign), tuple(visible(name) for name in judges[_JUDGES:]))
 
 
 def _utility(data: ReportData) -> tuple[str, str, dict[tuple[str, str], Interval]]:

@@ -117,7 +117,7 @@ def _facet(
     """Attack (the grid where an attack has several) and settings name the column, judge and prompt set the row."""
     alone = len({c.family for c in among if c.attack == curve.attack}) == 1
     heading = f"{visible(curve.attack if alone else curve.family)}: {visible(variable)}"
-    row = (visible(curve.judge),) if len({c.judge for c in among}) > 1 else ()
+    row: tuple[str, ...] = (visible(curve.judge),) if len({c.judge for c in among}) > 1 else ()
     row += (visible(curve.prompts),) if len({c.prompts for c in among}) > 1 else ()
     return Facet(", ".join((heading, *fixed)), row, max((p.rate.n for p in response.curve), default=0))
 
@@ -188,13 +188,11 @@ def draw_doses(info: DoseData) -> Figure:
     from matplotlib.lines import Line2D
 
     from dsprobe.reports.figures.multiples import Multiples
-    from dsprobe.reports.figures.style import SERIES, SOFT
+    from dsprobe.reports.figures.style import SOFT, series_style
 
     names = dict.fromkeys(series.name for panel in info.panels for series in panel.series)
-    styles = {
-        name: {"color": SERIES[place % len(SERIES)], "marker": "os^Dv"[place % 5]} for place, name in enumerate(names)
-    }
-    handles = [Line2D([], [], label=name, markersize=4.5, **style) for name, style in styles.items()]  # type: ignore[arg-type]
+    styles = {name: {**series_style(place), "marker": "os^Dv"[place % 5]} for place, name in enumerate(names)}
+    handles = [Line2D([], [], label=name, markersize=4.5, **style) for name, style in styles.items()]
     published = next((panel.published for panel in info.panels if panel.published), None)
     if published:
         label = f"{published.model}, published ({published.source.split(',')[0]})"

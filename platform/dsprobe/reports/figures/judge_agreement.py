@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dsprobe.metrics.agreement import AgreementTable, PairAgreement
 from dsprobe.reports.data import ReportData
@@ -110,7 +110,7 @@ def _draw_cells(axes: Axes, panel: AgreementPanel) -> None:
                 Rectangle((column + 0.02, row + 0.04), 0.96, 0.92, facecolor=SERIES[0], alpha=strength, linewidth=0)
             )
             value, _, bounds = f"{pair.kappa:.2f}".partition(" ")
-            style = {"ha": "center", "va": "center"}
+            style: dict[str, Any] = {"ha": "center", "va": "center"}
             axes.text(column + 0.5, row + 0.36, f"κ {value}" if known else "κ undefined", fontsize=9.5,
                       weight="bold", color=INK, **style)  # fmt: skip
             axes.text(column + 0.5, row + 0.7, f"{bounds} n = {pair.n}" if known else f"n = {pair.n}", fontsize=7.5,

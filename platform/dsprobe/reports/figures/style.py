@@ -51,6 +51,12 @@ GUARDED: Final = (*SERIES[:6], SERIES[7])
 _DASHES: Final = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 
 
+def series_style(place: int) -> dict[str, Any]:
+    """Line style of the series at a place; with more series than colours, dashes tell them apart."""
+    turn, colour = divmod(place, len(SERIES))
+    return {"color": SERIES[colour], "linestyle": _DASHES[turn % len(_DASHES)]}
+
+
 def guardrail_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Line style of each guardrail, the same in all figures; with more guardrails than colours, dashes tell them apart.
 

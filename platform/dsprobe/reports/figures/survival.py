@@ -130,11 +130,11 @@ def draw_survival(info: SurvivalData) -> Figure:
     from matplotlib.lines import Line2D
 
     from dsprobe.reports.figures.multiples import Multiples
-    from dsprobe.reports.figures.style import SERIES, guardrail_styles
+    from dsprobe.reports.figures.style import guardrail_styles, series_style
 
     attacks = dict.fromkeys(s.name for panel in info.panels for s in panel.series)
     styles: dict[str, dict[str, Any]] = guardrail_styles(info.guardrails) or {
-        attack: {"color": SERIES[place % len(SERIES)]} for place, attack in enumerate(attacks)
+        attack: series_style(place) for place, attack in enumerate(attacks)
     }
     handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
     grid = Multiples(info.panels, 1.8, ["denoising step s"], "P(not yet harmful after s)", handles)
