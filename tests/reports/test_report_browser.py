@@ -12,13 +12,15 @@ import pytest
 from dsprobe.reports.build import build_report
 from dsprobe.reports.data import ReportData
 
+STILL = "document.documentElement.style.scrollBehavior = 'auto'; arguments[0].scrollIntoView()"
+"""Scrolls to an element at once: a smooth scroll moves what a test is about to click."""
+
 
 @pytest.fixture
 def player(browser: Any, small_report: Path) -> Iterator[Any]:
     browser.get(small_report.as_uri())
     element = browser.find_element("id", "player")
-    script = "document.documentElement.style.scrollBehavior = 'auto'; arguments[0].scrollIntoView()"
-    browser.execute_script(script, element)
+    browser.execute_script(STILL, element)
     yield element
     assert browser.get_log("browser") == []
 
@@ -137,6 +139,7 @@ def test_tokens_taken_back_are_struck_through_at_their_step(
 
     browser.get(guarded_report.as_uri())
     player = browser.find_element("id", "player")
+    browser.execute_script(STILL, player)
     groups = browser.execute_script("return [...document.querySelectorAll('optgroup')].map(e => e.label).join()")
     assert "dija · late" in groups
     condition = next(c for c in guarded_data.conditions if (c.attack, c.guardrail) == ("dija", "late"))
