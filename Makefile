@@ -18,8 +18,9 @@ demo: $(VENV)/.installed
 	$(BIN)/dsprobe sweep demo --trials 24 --limit 16
 	$(BIN)/dsprobe run demo
 
+# Two processes, a test file in one of them: module fixtures are made once.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

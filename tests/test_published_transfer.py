@@ -44,8 +44,7 @@ def checkpoint(folder: Path, family: str, texts: list[str]) -> Path:
 def overrides(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("published")
     models = [
-        {"name": name, "path": str(checkpoint(folder / family, family, TEXTS))}
-        for name, family in MODELS.items()
+        {"name": name, "path": str(checkpoint(folder / family, family, TEXTS))} for name, family in MODELS.items()
     ]
     judge = checkpoint(folder / "judge", "causal", [*TEXTS, *[" Yes No yes no"] * 200, published("harmbench")])
     harmbench = benchmark_file("harmbench_behaviors_text_all.csv", "harmbench_style.csv")

@@ -12,7 +12,7 @@ import typer
 from dsprobe.cli.comparison_sheets import conclusion, sheets
 from dsprobe.cli.options import JsonOption, SetOption, emit, load
 from dsprobe.cli.sheets import print_markdown, print_terminal
-from dsprobe.cli.sources import given, is_experiment, opened
+from dsprobe.cli.sources import Changes, is_experiment, opened
 from dsprobe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,20 +55,17 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare guardrails, decodings, attacks or models on the same prompts: paired intervals, tests, Holm."""
-    from dsprobe.cli.running import shorthands
     from dsprobe.storage.comparing import compare_run
     from dsprobe.storage.query import run_judges
 
     if markdown and as_json:
         raise ConfigError("--json and --markdown exclude each other.")
     request = _Request(axis, baseline, judge or [])
-    settings = [*(overrides or ()), *given(limit=limit, out=output, executor=executor)]
+    changes = Changes(overrides=overrides or (), limit=limit, output=output, executor=executor)
     if is_experiment(source, "run"):
-        values = [*(overrides or ()), *shorthands(limit, output, executor, source, overrides)]
-        store, choice = _carried_out(source, values, request, quiet=as_json)
-    elif settings:
-        raise ConfigError(f"`{settings[0]}` changes what is run, and `{source}` is a finished run. Leave it out.")
+        store, choice = _carried_out(source, changes.values(source, "run"), request, quiet=as_json)
     else:
+        changes.refuse(source)
         store = opened(source, "run")
         choice = request.choose(store.manifest()["config"], run_judges(store))
     found = compare_run(store, choice)

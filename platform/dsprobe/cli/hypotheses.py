@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsprobe.cli.options import JsonOption, SetOption, emit, load
+from dsprobe.cli.options import JsonOption, SetOption, emit
 from dsprobe.cli.sheets import print_markdown, print_terminal
-from dsprobe.cli.sources import given, is_experiment, opened
+from dsprobe.cli.sources import Changes, finished
 from dsprobe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,13 +55,8 @@ def hypotheses(
         return
     if source is None:
         raise ConfigError("Give a run or a recipe, e.g. `dsprobe hypotheses toy`; `--rules` alone needs none.")
-    settings = [*(overrides or ()), *given(limit=limit, out=output, executor=executor)]
-    if is_experiment(source, "hypotheses"):
-        store = _carried_out(source, overrides, limit, output, executor, quiet=as_json)
-    elif settings:
-        raise ConfigError(f"`{settings[0]}` changes what is run, and `{source}` is a finished run. Leave it out.")
-    else:
-        store = opened(source, "hypotheses")
+    changes = Changes(overrides=overrides or (), limit=limit, output=output, executor=executor)
+    store = finished(source, "hypotheses", changes, quiet=as_json)
     document = decide_run(store, irreversibility=irreversibility, quiet=as_json)
     if as_json:
         emit({**document, "url": store.url})
@@ -124,26 +119,6 @@ def _new_forks(store: RunStore, *, quiet: bool) -> ForkedRows | None:
         print(f"Irreversibility: forking {len(conditions)} conditions in this process", file=sys.stderr)
     found = measured(store, plan, conditions, RenoiseSettings(steps=tuple(sorted(middle))))
     return ForkedRows(settings=found.facts, table=found.table)
-
-
-def _carried_out(
-    source: str,
-    overrides: list[str] | None,
-    limit: int | None,
-    output: str | None,
-    executor: str | None,
-    *,
-    quiet: bool,
-) -> RunStore:
-    """Run what is missing of an experiment."""
-    from dsprobe.cli.running import carry_out, shorthands
-    from dsprobe.experiment.plan import resolve
-
-    values = [*(overrides or ()), *shorthands(limit, output, executor, source, overrides, "hypotheses")]
-    loaded = load(source, values, "hypotheses")
-    store, outcome = carry_out(resolve(loaded.config), loaded.sources, quiet=quiet)
-    outcome.raise_if_incomplete()
-    return store
 
 
 def _print(sheets: Iterable[Sheet], lines: Iterable[str], *, as_markdown: bool) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dsprobe.errors import unknown_name
+from dsprobe.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
+    from dsprobe.experiment.plan import Plan
     from dsprobe.storage.run_store import RunStore
     from dsprobe.sweeps.library import Kind
 
@@ -35,6 +38,65 @@ def opened(source: str, kind: Kind) -> RunStore:
     return open_run(source)
 
 
-def given(**options: Any) -> list[str]:
-    """The options that were given, as they are written on the command line."""
-    return [f"--{name}" for name, value in options.items() if value is not None]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """Options that change what is run; a finished run takes none."""
+
+    overrides: Sequence[str] = ()
+    """``--set`` values."""
+    limit: int | None = None
+    output: str | None = None
+    executor: str | None = None
+
+    @property
+    def named(self) -> list[str]:
+        """Those that were given, as they are written on the command line."""
+        options = {"limit": self.limit, "out": self.output, "executor": self.executor}
+        return [*self.overrides, *(f"--{name}" for name, value in options.items() if value is not None)]
+
+    def values(self, source: str, kind: Kind) -> list[str]:
+        """All of them as ``--set`` values for a configuration."""
+        from dsprobe.cli.running import shorthands
+
+        overrides = list(self.overrides)
+        return [*overrides, *shorthands(self.limit, self.output, self.executor, source, overrides, kind)]
+
+    def refuse(self, source: str) -> None:
+        """Raise where something was given: a finished run is as it is.
+
+        Raises:
+            ConfigError: Names the first option.
+        """
+        if self.named:
+            raise ConfigError(f"`{self.named[0]}` changes what is run, and `{source}` is a finished run. Leave it out.")
+
+
+def finished(
+    source: str, kind: Kind, changes: Changes, *, quiet: bool, check: Callable[[Plan], None] = lambda plan: None
+) -> RunStore:
+    """A finished run, or an experiment of which what is missing is run first.
+
+    Args:
+        source: A run, or a file or recipe.
+        kind: Kind of recipes that a name is looked for in.
+        changes: Options that change what is run.
+        quiet: Print nothing while it runs.
+        check: Called with the plan of an experiment before it is run.
+
+    Raises:
+        ConfigError: There is no such source, or a finished run was to be changed.
+        IncompleteRunError: Some shards failed.
+    """
+    if not is_experiment(source, kind):
+        changes.refuse(source)
+        return opened(source, kind)
+    from dsprobe.cli.options import load
+    from dsprobe.cli.running import carry_out
+    from dsprobe.experiment.plan import resolve
+
+    loaded = load(source, changes.values(source, kind), kind)
+    plan = resolve(loaded.config)
+    check(plan)
+    store, outcome = carry_out(plan, loaded.sources, quiet=quiet)
+    outcome.raise_if_incomplete()
+    return store

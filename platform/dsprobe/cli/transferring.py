@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dsprobe.cli.options import JsonOption, SetOption, ShowTextOption, emit, load
-from dsprobe.cli.sources import given, is_experiment, opened
+from dsprobe.cli.options import JsonOption, SetOption, ShowTextOption, emit
+from dsprobe.cli.sources import Changes, finished
 from dsprobe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dsprobe.experiment.plan import Plan
     from dsprobe.storage.run_store import RunStore
 
 TRANSFER_VERSION: Final = 1
@@ -42,13 +43,8 @@ def transfer(
 
     if markdown and as_json:
         raise ConfigError("--json and --markdown exclude each other.")
-    settings = [*(overrides or ()), *given(limit=limit, out=output, executor=executor)]
-    if is_experiment(source, "transfer"):
-        store = _carried_out(source, overrides, limit, output, executor, quiet=as_json)
-    elif settings:
-        raise ConfigError(f"`{settings[0]}` changes what is run, and `{source}` is a finished run. Leave it out.")
-    else:
-        store = opened(source, "transfer")
+    changes = Changes(overrides=overrides or (), limit=limit, output=output, executor=executor)
+    store = finished(source, "transfer", changes, quiet=as_json, check=_has_both_kinds)
     study = study_transfer(read_table(store, "trajectories"), store.manifest(), run_judges(store))
     path = _report(store, show_text) if report else None
     if as_json:
@@ -60,31 +56,14 @@ def transfer(
         print(f"Report: {path}")
 
 
-def _carried_out(
-    source: str,
-    overrides: list[str] | None,
-    limit: int | None,
-    output: str | None,
-    executor: str | None,
-    *,
-    quiet: bool,
-) -> RunStore:
-    """Check that the experiment has something to transfer between, then run what is missing of it."""
-    from dsprobe.cli.running import carry_out, shorthands
-    from dsprobe.experiment.plan import resolve
-
-    values = [*(overrides or ()), *shorthands(limit, output, executor, source, overrides, "transfer")]
-    loaded = load(source, values, "transfer")
-    plan = resolve(loaded.config)
+def _has_both_kinds(plan: Plan) -> None:
+    """Refuse an experiment with nothing to transfer between, before it is run."""
     kinds = {facts.kind for facts in plan.models.values()}
     if kinds != {"diffusion", "autoregressive"}:
         raise ConfigError(
-            f"`{source}` has {' and '.join(sorted(kinds))} models only. Transfer needs a diffusion and an "
+            f"`{plan.config.name}` has {' and '.join(sorted(kinds))} models only. Transfer needs a diffusion and an "
             "autoregressive one."
         )
-    store, outcome = carry_out(plan, loaded.sources, quiet=quiet)
-    outcome.raise_if_incomplete()
-    return store
 
 
 def _report(store: RunStore, show_text: bool) -> str:
