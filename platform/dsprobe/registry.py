@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -109,6 +109,12 @@ def validated(model: type[M], values: Mapping[str, Any], where: str) -> M:
         raise ConfigError(describe_validation(error, where)) from None
 
 
+SECRET: Final = "secret"
+"""Type of a validation problem whose value may hold a password; raise it as a `PydanticCustomError`."""
+_NEVER_QUOTED: Final = (SECRET, "extra_forbidden")
+"""Problems whose value is not told: an unknown key may be an `api_key`."""
+
+
 def describe_validation(error: ValidationError, where: str, *, show_input: bool = True) -> str:
     """Turn pydantic's report into one line per problem: where, what was given, what is allowed.
 
@@ -120,6 +126,7 @@ def describe_validation(error: ValidationError, where: str, *, show_input: bool 
     lines = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"])
-        given = f" (given: {problem.get('input')!r})" if show_input else ""
+        quoted = show_input and problem["type"] not in _NEVER_QUOTED
+        given = f" (given: {problem.get('input')!r})" if quoted else ""
         lines.append(f"{where}{': ' if path else ''}{path}: {problem['msg']}{given}")
     return "\n".join(lines)

@@ -132,7 +132,7 @@ def test_the_handle_knows_the_pool_and_says_what_is_wrong(facts: dict[str, Any])
     assert facts["models"] == ["toy-autoregressive", "toy-diffusion"]
     assert facts["repr"] == "Laboratory(pool `lab`, 2 replicas, models: toy-diffusion)"
     assert facts["lba"] == "ConfigError: Unknown replica pool `lba`. Did you mean `lab`? Allowed: lab."
-    assert facts["word"].startswith("ConfigError: `zzz` holds words")
+    assert facts["word"].startswith("ConfigError: The vocabulary of `toy-diffusion` lacks `zzz`")
     assert "Give `model=`" in facts["which"]
     assert "Did you mean `toy-diffusion`" in facts["model"]
     assert "Did you mean `dija`" in facts["attack"]

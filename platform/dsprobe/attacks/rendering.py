@@ -63,9 +63,13 @@ def encode(text: str, model: LanguageModel) -> list[int]:
     if not tokens:
         raise ConfigError(f"`{text}` has no token in the vocabulary of `{model.info.name}`.")
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokens:
-        raise ConfigError(f"`{text}` holds words that the vocabulary of `{model.info.name}` lacks.")
+        # One word, not the text: a case or a reply from a file may be harmful.
+        words = (w for w in text.split() if tokenizer.unk_token_id in tokenizer.encode(w, add_special_tokens=False))
+        raise ConfigError(f"The vocabulary of `{model.info.name}` lacks `{next(words, '…')}`, which is to be written.")
     if model.info.mask_token_id in tokens:
-        raise ConfigError(f"`{text}` holds the mask token's text; what is written is given and never masked.")
+        raise ConfigError(
+            f"A text of {len(text)} characters holds the mask token's text; what is written is given and never masked."
+        )
     return tokens
 
 

@@ -87,13 +87,17 @@ def component(text: str, what: str) -> Spec:
         ConfigError: It is none of these.
     """
     from dsprobe.config import Spec
+    from dsprobe.errors import ConfigError
     from dsprobe.registry import validated
     from dsprobe.strict_yaml import parse_yaml
 
     name, *params = text.split() or [""]
     if not params or all("=" in param for param in params):
         return validated(Spec, {"name": name, **key_values(params, f"{what} {name}:")}, f"{what} `{text}`")
-    return validated(Spec, parse_yaml(text, f"{what} `{text}`"), f"{what} `{text}`")
+    content = parse_yaml(text, f"{what} `{text}`")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{what} `{text}`: a name, `name key=value …`, or a mapping with `name:` is needed.")
+    return validated(Spec, content, f"{what} `{text}`")
 
 
 def read_guardrail(file: Path) -> GuardrailConfig:

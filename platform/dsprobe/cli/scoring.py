@@ -126,7 +126,7 @@ def _content(text: str) -> tuple[Any, str]:
         except OSError as error:
             raise ConfigError(f"Cannot read judges from `{text}`: {error}") from None
     where = f"judge `{text}`"
-    name, *params = text.split()
+    name, *params = text.split() or [""]
     if params and all("=" in param for param in params):
         pairs = (param.partition("=") for param in params)
         return {"name": name} | {key: parse_yaml(value, where) for key, _, value in pairs}, where

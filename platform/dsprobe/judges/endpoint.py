@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from dsprobe.errors import PrerequisiteError, missing_package
-from dsprobe.registry import ComponentConfig
+from dsprobe.registry import SECRET, ComponentConfig
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -49,7 +51,16 @@ class EndpointConfig(ComponentConfig):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("not an http(s) URL, e.g. http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
-            raise ValueError("a user name, password or key does not belong here; name a variable in `api_key_env`")
+            raise PydanticCustomError(
+                SECRET, "a user name, password or key does not belong here; name a variable in `api_key_env`"
+            )
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise PydanticCustomError(SECRET, "the name of an environment variable is needed, never the key itself")
         return value
 
 

@@ -88,13 +88,15 @@ class ScoreRecord:
 
 
 def own_judges(store: RunStore) -> dict[str, Decides]:
-    """The judges that judged while the run was generated: judge key → question.
+    """The judges that judged while the run was generated: judge key → question, in the configuration's order.
 
     Raises:
         StorageError: The run has no manifest, or it is damaged.
     """
-    judges: dict[str, Decides] = store.manifest().get("judges", {})
-    return judges
+    manifest = store.manifest()
+    judges: dict[str, Decides] = manifest.get("judges", {})  # by name: JSON is written sorted
+    configured = [judge.get("alias") or judge["name"] for judge in manifest.get("config", {}).get("judges", ())]
+    return {key: judges[key] for key in [*configured, *judges] if key in judges}
 
 
 def reply_digest(text: str) -> str:
