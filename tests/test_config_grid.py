@@ -52,6 +52,17 @@ def test_values_know_where_they_came_from(tmp_path):
     assert found.sources["attacks.2.name"].startswith("file ")
 
 
+def test_values_that_are_no_numbers_are_numbered_in_the_alias(tmp_path):
+    text = CONFIG.replace("{step: [2, 4]}", "{replies: [a/b.csv, c.csv]}")
+    keys = [attack.key for attack in loaded(tmp_path, text).config.attacks]
+    assert keys[1:3] == ["dose-replies1", "dose-replies2"]
+
+
+def test_a_grid_without_a_name_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"attacks\.1: a grid needs the `name`"):
+        loaded(tmp_path, CONFIG.replace("name: anchoring, ", ""))
+
+
 @pytest.mark.parametrize("grid", ["3", "{}", "{step: 4}", "{step: []}"])
 def test_a_grid_without_values_is_refused(tmp_path, grid):
     with pytest.raises(ConfigError, match=r"attacks\.1\.grid: .* is not a mapping of parameters to lists of values"):

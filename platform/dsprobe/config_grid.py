@@ -56,12 +56,19 @@ def _points(attack: dict[str, Any], index: int) -> Any:
             f"attacks.{index}.grid: {grid!r} is not a mapping of parameters to lists of values, e.g. `grid: {{step: "
             "[1, 4, 8]}`."
         )
+    if not attack.get("name"):
+        raise ConfigError(f"attacks.{index}: a grid needs the `name` of an attack.")
     base = {key: value for key, value in attack.items() if key not in (GRID, "alias", "family")}
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
-        label = "-".join(f"{key}{value}" for key, value in chosen.items())
+        label = "-".join(f"{key}{_shown(value, grid[key])}" for key, value in chosen.items())
         key = attack.get("alias") or attack.get("name")
         yield {**base, **chosen, "alias": f"{key}-{label}", "family": key}
+
+
+def _shown(value: Any, among: list[Any]) -> str:
+    """A value as part of a label: numbers as they are, anything else by its place, from 1."""
+    return str(value) if isinstance(value, int | float) else str(among.index(value) + 1)
 
 
 def _rename(prompts: Any, members: dict[str, list[str]]) -> None:

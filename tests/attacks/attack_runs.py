@@ -28,7 +28,7 @@ def denoised(model, rows, keys, config=None, *, guardrails=(), hooks=()):
     config = config or DecodingConfig(steps=12, reply_length=REPLY)
     canvas = batch_canvases(rows, keys, model.info, seed=SEED, length=WIDTH)
     recorder = Recorder(RecordingConfig(), model, None)
-    acting = [*attack_hooks(rows, planned_steps(config)), *guardrails, recorder, *hooks]
+    acting = [*attack_hooks(rows, planned_steps(config), model.info.mask_token_id), *guardrails, recorder, *hooks]
     needs = statistics_needs(RecordingConfig(), model, int(canvas.masked_BL.sum()))
     return recorder.finish(denoise(model, canvas, SchedulePolicy(config, model.info), hooks=acting, needs=needs))
 

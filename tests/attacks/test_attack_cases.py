@@ -194,3 +194,8 @@ def test_a_prompt_level_guardrail_reaches_the_request_where_the_case_refers_to_i
     rewritten = AttackCase(prompt_id=PROMPTS[0].id, user=("how are you ?",))
     assert not rewritten.has_request
     assert realise(rewritten, wrapped, model, REPLY) == realise(rewritten, PROMPTS[0], model, REPLY)
+
+
+def test_a_case_does_not_show_its_texts_by_accident():
+    case = AttackCase(prompt_id="p", user=("quiet words", None), reply=("more words", 3))
+    assert "words" not in repr(case)

@@ -13,7 +13,9 @@ from tests.attacks.attack_runs import PROMPTS, REPLY, denoised, generated, rende
 from tests.attacks.attack_settings import ATTACKS_DRAWN, IN_LOOP
 
 from dsprobe.attacks.base import Anchor, Remask, Write
+from dsprobe.attacks.case import AttackCase, WriteText
 from dsprobe.attacks.in_loop import attack_hooks, check_steps
+from dsprobe.attacks.realise import realise
 from dsprobe.config import DecodingConfig, GuardrailConfig, Spec
 from dsprobe.decoding.hooks import Hook
 from dsprobe.decoding.records import ACTION_REMASK, ACTION_REWRITE, BY_ATTACK, NEVER, RowKey, by_guardrails
@@ -58,7 +60,7 @@ def drawn(model, attacks, last_step=12):
     for index, (name, params) in enumerate(attacks):
         try:
             row = rendered(name, params, PROMPTS[index], model)
-            check_steps([row], last_step)
+            check_steps([row], last_step, model.info.mask_token_id)
         except ConfigError:
             continue
         rows.append(row)
@@ -276,7 +278,7 @@ def test_an_attack_that_would_never_act_is_refused(toy):
     row = rendered("prefill", {"text": "sure", "step": 13}, PROMPTS[0], toy)
     with pytest.raises(ConfigError, match="acts after step 13, and the decoding takes 12 steps"):
         denoised(toy, [row], [RowKey("a")])
-    assert attack_hooks([rendered("direct", {}, PROMPTS[0], toy)], 12) == []
+    assert attack_hooks([rendered("direct", {}, PROMPTS[0], toy)], 12, toy.info.mask_token_id) == []
 
 
 # ---- guardrails and forking ----------------------------------------------------------------------------------------
@@ -375,3 +377,15 @@ def test_an_autoregressive_model_says_what_it_is_forced_to(causal, attacks, temp
         assert int(alone.num_steps_B[0]) == steps
         said = max(0, row.response_start - len(row.tokens)) + steps + len(row.tokens) - row.response_start
         np.testing.assert_array_equal(batch.tokens_BL[b][mine][:said], alone.tokens_BL[0][theirs][:said])
+
+
+@pytest.mark.parametrize(
+    ("step", "masks", "message"), [(20, 4, "a row with 4 masks takes 4 steps"), (13, 30, "decoding takes 12 steps")]
+)
+def test_an_attack_that_could_never_act_on_a_row_is_refused(toy, step, masks, message):
+    case = AttackCase(
+        prompt_id="p", reply=("step 1 :", masks), tail="eos", actions=(WriteText(step=step, position=8, text="step"),)
+    )
+    row = realise(case, PROMPTS[0], toy, REPLY)
+    with pytest.raises(ConfigError, match=message):
+        attack_hooks([row], 24 if step == 20 else 12, toy.info.mask_token_id)

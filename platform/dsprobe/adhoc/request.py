@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from dsprobe.attacks import ATTACKS
@@ -36,7 +36,7 @@ GuardrailLike = GuardrailConfig | Mapping[str, Any] | Sequence[SpecLike] | None
 class HandwrittenCanvas:
     """A request and what is written around the model's masks; made by `canvas`."""
 
-    prompt: Prompt
+    prompt: Prompt = field(repr=False)
     case: AttackCase
 
 
@@ -47,7 +47,7 @@ PromptLike = str | Prompt | HandwrittenCanvas
 class AttackRequest:
     """One or several attacks on one model, validated; made by `make_request`."""
 
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[Prompt, ...] = field(repr=False)
     cases: tuple[AttackCase | None, ...]
     """The case of each prompt where it was given; the others are composed by `attack`."""
     attack: Spec

@@ -44,6 +44,7 @@ class Anchoring(Attack):
 
     source: ClassVar[str] = "2510.00565, section 4.1 and table 2"
     assumes: ClassVar[str] = "decoding loop, and a harmful reply of another model"
+    reads_metadata: ClassVar[bool] = True
     native: ClassVar[frozenset[ModelKind]] = frozenset({"diffusion"})
 
     def __init__(self, config: Config) -> None:

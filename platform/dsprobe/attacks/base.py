@@ -94,6 +94,8 @@ class Attack(ABC):
     searches: ClassVar[bool] = False
     """Whether composing a case takes forward or backward passes."""
 
+    reads_metadata: ClassVar[bool] = False
+    """Whether composing may need a prompt's metadata, so that every prompt is checked before anything runs."""
     surrogates: Mapping[str, LanguageModel] = MappingProxyType({})
     """Other models of the run by label, where `needs_model` names one; filled in before `compose_all`."""
 

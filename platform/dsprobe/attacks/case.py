@@ -70,18 +70,18 @@ class AttackCase(Strict):
     prompt_id: str
     attack: str = ""
     """Name of the attack that made it; empty where unknown."""
-    user: tuple[str | Count | None, ...] = Field(default=(None,), min_length=1)
+    user: tuple[str | Count | None, ...] = Field(default=(None,), min_length=1, repr=False)
     """The user's turn."""
     blank: str = DEFAULT_BLANK
     """What a run of masks in the user's turn becomes for a model that fills no masks."""
-    reply: tuple[str | Count, ...] = ()
+    reply: tuple[str | Count, ...] = Field(default=(), repr=False)
     """What is written into the reply before the first step."""
     tail: Literal["mask", "eos"] = "mask"
     """What fills the rest of the reply: masks, or end-of-text (the reply ends there)."""
     judged: Literal["reply", "turn"] = "reply"
     """What is judged: the reply, or for diffusion models the part of the user's turn from the first token in which it
     differs from the bare request to its last mask, with no reply behind it."""
-    actions: tuple[CaseAction, ...] = ()
+    actions: tuple[CaseAction, ...] = Field(default=(), repr=False)
     """What is done between the steps, to a model whose loop the attacker controls."""
     metadata: dict[str, str] = Field(default_factory=dict)
     """Where the case came from, and what a search found out."""

@@ -74,6 +74,7 @@ class Gcg(Attack):
         "(2508.12398), figure 4"
     )
     assumes: ClassVar[str] = "gradients of the model, or of its surrogate"
+    reads_metadata: ClassVar[bool] = True
     native: ClassVar[frozenset[ModelKind]] = frozenset({"diffusion", "autoregressive"})
     searches: ClassVar[bool] = True
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from dsprobe.attacks.rendering import request_text
-from dsprobe.models.base import LanguageModel
-from dsprobe.models.chat import require_tokenizer
-from dsprobe.prompts.base import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dsprobe.models.base import LanguageModel
+    from dsprobe.prompts.base import Prompt
 
 
 def allowed_tokens(model: LanguageModel, among: Iterable[int] | None = None) -> list[int]:
@@ -25,7 +28,7 @@ def allowed_tokens(model: LanguageModel, among: Iterable[int] | None = None) -> 
     Raises:
         CheckpointError: The model has no tokenizer.
     """
-    tokenizer, info = require_tokenizer(model), model.info
+    tokenizer, info = _tokenizer(model), model.info
     forbidden = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values(), *info.suppressed_token_ids}
     forbidden |= {*info.eos_token_ids, info.pad_token_id}
     ids = tokenizer.get_vocab().values() if among is None else among
@@ -73,10 +76,14 @@ def _render(suffix: tuple[int, ...], prompt: Prompt, model: LanguageModel) -> tu
     return tuple(model.chat_tokens([{"role": "user", "content": content}]))
 
 
+def _tokenizer(model: LanguageModel) -> PreTrainedTokenizerBase:
+    from dsprobe.models.chat import require_tokenizer
+
+    return require_tokenizer(model)
+
+
 def _decode(tokens: Iterable[int], model: LanguageModel) -> str:
-    decoded = require_tokenizer(model).decode(
-        list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
+    decoded = _tokenizer(model).decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return str(decoded)
 
 

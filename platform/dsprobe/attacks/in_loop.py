@@ -24,34 +24,52 @@ A = TypeVar("A", bound=CanvasAction)
 _NO_TOKEN = -1
 
 
-def attack_hooks(rows: Sequence[Rendered], planned_steps: int) -> list[Hook]:
+def attack_hooks(rows: Sequence[Rendered], planned_steps: int, mask_token_id: int | None) -> list[Hook]:
     """The hook of a batch as a list; empty where no row is attacked inside the loop.
 
     Args:
         rows: Rendered rows, in the order of the canvas.
         planned_steps: T, steps of an undisturbed reply.
+        mask_token_id: The model's mask.
 
     Raises:
         ConfigError: An action is due after a step that no row takes.
     """
     if not any(row.actions for row in rows):
         return []
-    check_steps(rows, planned_steps)
+    check_steps(rows, planned_steps, mask_token_id)
     return [AttackHook([row.actions for row in rows], planned_steps)]
 
 
-def check_steps(rows: Iterable[Rendered], planned_steps: int) -> None:
+def check_steps(rows: Iterable[Rendered], planned_steps: int, mask_token_id: int | None) -> None:
     """Refuse rows whose attack would never act.
 
+    A step commits a token at least, so a row takes no more steps than it has masks. Rows that end sooner than planned
+    (`eos_early_stop`, `threshold`) cannot be known here; their events tell whether the attack acted.
+
+    Args:
+        rows: Rendered rows.
+        planned_steps: T, steps of an undisturbed reply.
+        mask_token_id: The model's; `None` for models without masks, whose rows have no actions.
+
     Raises:
-        ConfigError: An action is due after a step that no row takes.
+        ConfigError: An action is due after the decoding's last step, or a row's first action after the row's.
     """
-    last = max((action.step for row in rows for action in row.actions), default=0)
-    if last > planned_steps:
-        raise ConfigError(
-            f"The attack acts after step {last}, and the decoding takes {planned_steps} steps; an earlier step, or "
-            "more steps, are needed."
-        )
+    for row in rows:
+        if not row.actions:
+            continue
+        steps = [action.step for action in row.actions]
+        own_steps = min(planned_steps, sum(1 for token in row.tokens if token == mask_token_id))
+        if max(steps) > planned_steps:
+            raise ConfigError(
+                f"The attack acts after step {max(steps)}, and the decoding takes {planned_steps} steps; an earlier "
+                "step, or more steps, are needed."
+            )
+        if min(steps) > own_steps:
+            raise ConfigError(
+                f"The attack acts after step {min(steps)}, and a row with {own_steps} masks takes {own_steps} steps; "
+                "an earlier step, or fewer given tokens, are needed."
+            )
 
 
 class AttackHook(Hook):

@@ -218,7 +218,7 @@ def planned_steps(decoding: DecodingConfig) -> int:
     if decoding.threshold is not None:
         return decoding.reply_length
     if decoding.steps is not None:
-        return decoding.steps
+        return min(decoding.steps, decoding.reply_length)  # every step commits a token
     block = decoding.block_length or decoding.reply_length
     schedule = SCHEDULES.build(decoding.schedule.name, decoding.schedule.params)
     return -(-decoding.reply_length // block) * int(schedule.default_steps(torch.tensor(block)))

@@ -65,7 +65,11 @@ def decode_rows(
     recorder = Recorder(recording, diffusion, scorer)
     needs = statistics_needs(recording, diffusion, int(canvas.masked_BL.sum()))
     policy = SchedulePolicy(decoding, model.info, model.device)
-    hooks: list[Hook] = [*attack_hooks(rendered, planned_steps(decoding)), *guardrails, recorder]
+    hooks: list[Hook] = [
+        *attack_hooks(rendered, planned_steps(decoding), model.info.mask_token_id),
+        *guardrails,
+        recorder,
+    ]
     if on_step is not None:
         hooks.append(Watcher(recorder, on_step))
     return recorder.finish(denoise(diffusion, canvas, policy, hooks=hooks, needs=needs))

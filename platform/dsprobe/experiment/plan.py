@@ -186,7 +186,7 @@ def _check_rendering(plan: Plan) -> None:
         if model is not None:
             spec = plan.attack(condition)
             attack, prompts = ATTACKS.build(spec.name, spec.params), plan.prompt_sets[condition.prompts]
-            every = bool(attack.files(ATTACKS.config(spec.name, spec.params)))
+            every = attack.reads_metadata or bool(attack.files(ATTACKS.config(spec.name, spec.params)))
             check_rendering(attack, prompts, model, plan.decoding(condition), every=every)
 
 
@@ -250,7 +250,7 @@ def _shards(
             "model": models[condition.model].digest,
             "placement": _one(config.models, condition.model, "name").model_dump(mode="json"),
             "prompts": prompt_set.digest,
-            "attack": attack.model_dump(mode="json", exclude={"family"}),
+            "attack": attack.model_dump(mode="json", exclude=None if attack.family else {"family"}),
             "decoding": _one(config.decodings, condition.decoding, "name").model_dump(mode="json"),
             **({"attack_inputs": inputs} if (inputs := attack_inputs(attack, models)) else {}),
             "guardrail": _one(config.guardrails, condition.guardrail, "name").model_dump(mode="json"),

@@ -66,7 +66,8 @@ def check_rendering(
         prompts: The set.
         model: Tokenizer and facts.
         decoding: Reply length and steps.
-        every: For attacks that read a file, which may lack a prompt or hold a text of any length.
+        every: For attacks that read a file or a prompt's metadata, which may lack a prompt or hold a
+            text of any length.
 
     Raises:
         ConfigError: The attack does not fit the model, the reply length, the decoding's steps, or the model's trained
@@ -75,7 +76,7 @@ def check_rendering(
     few = (prompts.prompts[0], max(prompts.prompts, key=lambda prompt: len(prompt.text)))
     for prompt in prompts.prompts if every else few:
         row = realise(attack.compose(prompt, model, decoding.reply_length), prompt, model, decoding.reply_length)
-        check_steps([row], planned_steps(decoding))
+        check_steps([row], planned_steps(decoding), model.info.mask_token_id)
         length, limit = max(len(row.tokens), row.response_end), model.info.max_positions
         if limit and length > limit:
             raise ConfigError(

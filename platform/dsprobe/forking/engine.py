@@ -123,7 +123,9 @@ class ForkEngine:
 
     def _from_scratch(self, rows: Sequence[ForkRow], guardrails: Sequence[Guardrail]) -> list[ForkResult]:
         canvas = self._canvas(rows)
-        attack = attack_hooks([row.rendered for row in rows], planned_steps(self.decoding))
+        attack = attack_hooks(
+            [row.rendered for row in rows], planned_steps(self.decoding), self.model.info.mask_token_id
+        )
         output = denoise(self.model, canvas, self._policy(), hooks=[*attack, *guardrails], needs=NEEDS)
         return _results(output, guardrails, output.forward_passes_B)
 

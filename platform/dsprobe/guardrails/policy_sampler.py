@@ -96,7 +96,7 @@ class Sampler:
         guardrail = None if build is None else build(setting)
         logger = TraceLogger(self.config, setting, guardrail)
         policy = SchedulePolicy(setting.decoding, model.info, model.device)
-        attack = attack_hooks([case.rendered for case in cases], setting.planned_steps)
+        attack = attack_hooks([case.rendered for case in cases], setting.planned_steps, model.info.mask_token_id)
         hooks = [*attack, logger] if guardrail is None else [*attack, logger, guardrail]
         output = denoise(model, canvas, policy, hooks=hooks, needs=StatisticsNeeds(all_masks=True))
         return Traces(**logger.arrays(output), **self._verdicts(cases, canvas))
