@@ -23,6 +23,7 @@ from benchmarks.common import best_of, show
 from dsprobe.actors.executor import execute
 from dsprobe.actors.scoring import RunReplies, run_replies, score_judge
 from dsprobe.config import DecodingConfig, ExecutionConfig, ModelConfig, PromptsConfig, RunConfig, Spec
+from dsprobe.experiment.judge_agreement import agreements
 from dsprobe.experiment.manifest import build_manifest
 from dsprobe.experiment.plan import resolve
 from dsprobe.judges import JUDGES, Judge
@@ -31,7 +32,6 @@ from dsprobe.judges.run import judge_replies
 from dsprobe.judges.templates import published
 from dsprobe.models.tiny import write_tiny_checkpoint
 from dsprobe.storage.compaction import compact
-from dsprobe.storage.judge_agreement import agreements
 from dsprobe.storage.query import read_table, run_judges
 from dsprobe.storage.run_store import RunStore
 

@@ -34,21 +34,33 @@ class IncompleteRunError(DSProbeError, RuntimeError):
     """Some units of work could not be finished; running the same command again resumes them. Exit code 1."""
 
 
-def unknown_name(what: str, name: str, allowed: Iterable[str]) -> ConfigError:
+_LONGEST_NAME = 40
+_MOST_NAMES = 12
+
+
+def brief(names: Iterable[str], separator: str = ", ") -> str:
+    """Names out of a data file: long ones cut and at most a dozen, since without a header they are its first row."""
+    found = list(names)
+    cut = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in found[:_MOST_NAMES]]
+    return separator.join(cut + ["…"] * (len(found) > _MOST_NAMES))
+
+
+def unknown_name(what: str, name: str, allowed: Iterable[str], *, of_file: bool = False) -> ConfigError:
     """Build the error for a name that is not in a known set.
 
     Args:
         what: What the name stands for, e.g. ``"attack"`` or ``"key in decoding"``.
         name: The name as given.
         allowed: All names that would have been accepted.
+        of_file: The allowed names were read from a data file; see `brief`.
 
     Returns:
         A `ConfigError` that names the nearest match, if any is close, and lists the allowed names.
     """
     options = sorted(allowed)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    hint = f" Did you mean `{close[0]}`?" if close else ""
-    return ConfigError(f"Unknown {what} `{name}`.{hint} Allowed: {', '.join(options)}.")
+    hint = f" Did you mean `{brief(close) if of_file else close[0]}`?" if close else ""
+    return ConfigError(f"Unknown {what} `{name}`.{hint} Allowed: {brief(options) if of_file else ', '.join(options)}.")
 
 
 def missing_package(feature: str, extra: str) -> PrerequisiteError:

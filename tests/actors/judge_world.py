@@ -21,7 +21,7 @@ class ScriptedJudge(Judge):
     """Verdicts from a digest of the text; a text that says `trouble` brings what `manner` says."""
 
     class Config(ComponentConfig):
-        manner: Literal["steady", "boom", "gone", "miscount", "die", "die once"] = "steady"
+        manner: Literal["steady", "boom", "gone", "miscount", "silent", "die", "die once"] = "steady"
         trouble: str = "trouble"
         mark: str = ""
         """File that `die once` leaves behind."""
@@ -44,6 +44,8 @@ class ScriptedJudge(Judge):
             self._misbehave()
         log("judged", len(replies))
         verdicts = [verdict_on(reply) for reply in replies]
+        if self.config.manner == "silent":
+            verdicts = [SILENCE if self.config.trouble in r.text else v for r, v in zip(replies, verdicts, strict=True)]
         return verdicts[1:] if self.config.manner == "miscount" else verdicts
 
     def _misbehave(self) -> None:
@@ -56,6 +58,9 @@ class ScriptedJudge(Judge):
             if self.config.mark:
                 Path(self.config.mark).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+SILENCE = Verdict(None, note="no answer from the endpoint", transient=True)
 
 
 def verdict_on(reply: Reply) -> Verdict:

@@ -117,10 +117,12 @@ def test_a_bug_costs_its_batch_and_a_lost_endpoint_stops_the_asking(
     judging_ray: None, execution: ExecutionConfig
 ) -> None:
     batches = [*BATCHES[:2], replies("trouble"), *BATCHES[2:]]
+    boom = "ValueError in the judge (DSPROBE_LOG=DEBUG shows the traceback, perhaps with texts of replies)"
     found, failures = judged(judge("boom"), batches, execution)
     assert sorted(found) == [0, 1, *range(3, 13)]
-    assert [(f.batch, f.reason) for f in failures] == [(2, "ValueError: two plus two is five")]
+    assert [(f.batch, f.reason) for f in failures] == [(2, boom)]
     assert "judge_world.py" in failures[0].traceback
+    assert "two is five" in failures[0].traceback
     found, failures = judged(judge("gone"), batches, execution)
     assert [(f.batch, f.reason) for f in failures] == [(2, "The endpoint does not answer.")]
     assert {0, 1} <= set(found)
@@ -130,7 +132,7 @@ def test_a_bug_costs_its_batch_and_a_lost_endpoint_stops_the_asking(
 def test_a_judge_that_miscounts_gives_no_verdicts() -> None:
     found, failures = judged(judge("miscount"), BATCHES[:1], LOCAL)
     assert found == {}
-    assert "gave 0 verdicts on 1 replies" in failures[0].reason
+    assert "gave 0 verdicts on 1 replies" in failures[0].traceback
 
 
 def test_a_killed_replica_changes_no_byte_of_the_scores(store: RunStore, tmp_path: Path) -> None:
@@ -190,6 +192,51 @@ def read_scores(store: RunStore) -> list[tuple[bool | None, float | None]]:
 def verdict_of(reply: Reply) -> tuple[bool | None, float | None]:
     verdict = judge_world.verdict_on(reply)
     return verdict.value, verdict.score  # a multiple of 1/256, so float32 holds it
+
+
+def test_an_endpoint_that_gave_no_answer_is_asked_again_for_it_alone(store: RunStore, cache: VerdictCache) -> None:
+    text = run_replies(store).replies[5].text
+    same = {reply.prompt.id for reply in run_replies(store).replies if text in reply.text}
+    first = scored(store, judge("silent", trouble=text), LOCAL, cache)
+    assert first.undecided["no answer from the endpoint"] >= len(same)
+    again = scored(store, judge(), LOCAL, cache)
+    assert again.asked == len({(r.prompt.id, r.text) for r in run_replies(store).replies if text in r.text}) >= 1
+    assert again.cached == first.asked - again.asked
+    assert set(again.undecided) <= {"unparsable answer"}
+    assert scored(store, judge(), LOCAL, cache).asked == 0  # those that cannot be read are kept
+
+
+def test_a_bug_in_a_judge_is_logged_whole_and_told_without_its_text(
+    store: RunStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = run_replies(store).replies[5].text
+    with caplog.at_level("DEBUG", "dsprobe"), pytest.raises(IncompleteRunError, match="DSPROBE_LOG=DEBUG") as raised:
+        scored(store, judge("boom", trouble=text), LOCAL)
+    assert "five" not in str(raised.value)
+    assert "two is five" in caplog.text
+    assert {record.levelname for record in caplog.records} == {"DEBUG"}
+
+
+def test_replicas_that_came_up_are_ended_when_a_later_one_cannot_be_made(
+    judging_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from dsprobe.actors.judge_replicas import _Dispatcher, _Slot
+
+    new_slot, made = _Dispatcher._new_slot, list[_Slot]()
+
+    def second_fails(dispatcher: _Dispatcher) -> _Slot:
+        if made:
+            raise RuntimeError("no second")
+        made.append(new_slot(dispatcher))
+        return made[0]
+
+    monkeypatch.setattr(_Dispatcher, "_new_slot", second_fails)
+    with pytest.raises(RuntimeError, match="no second"):
+        judged(judge(), BATCHES, RAY)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(made[0].replica.ping.remote(), timeout=30)
 
 
 def test_equal_replies_are_asked_once(store: RunStore) -> None:

@@ -30,6 +30,15 @@ execution: {executor: local, shard_size: 4, batch_size: 4}
 """
 
 
+UNREADABLE = {
+    "name": "rubric",
+    "decides": "harm",
+    "template_file": "/no/such",
+    "parse": {"json_key": "harm"},
+    "backend": {"kind": "openai", "base_url": "http://localhost:1/v1", "model": "m"},
+}
+
+
 def dsprobe(*arguments, cwd, env=None):
     command = [sys.executable, "-m", "dsprobe.cli.main", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **(env or {})}
@@ -102,6 +111,8 @@ def test_a_query_error_is_a_usage_error_with_the_nearest_table(run):
         (["validate", "demo", "--set", f"models.0.path={FIXTURES / 'dream-tiny'}"], 1, "has no tokenizer"),
         (["validate", "demo", "--set", "attacks.3.position=40"], 2, "position 40 needs"),
         (["validate", "demo", "--set", "decodings.0.reply_length=9"], 2, "reply"),
+        (["validate", "demo", "--set", 'judges=[{"name":"harmbench_classifier","path":"/no/such"}]'], 2, "/no/such"),
+        (["validate", "demo", "--set", f"judges=[{json.dumps(UNREADABLE)}]"], 2, "template_file `/no/such`"),
         (["query", "nowhere", "SELECT 1"], 1, "nowhere"),
         (["list", "atacks"], 2, "attacks"),
     ],
@@ -141,6 +152,25 @@ KINDS = [
     "models", "attacks", "schedules", "orderings", "scorers", "judges", "guardrails", "weightings", "prompts",
     "recipes",
 ]  # fmt: skip
+
+
+WITHOUT_TORCH = """
+import sys
+from dsprobe.cli.main import app
+from dsprobe.judges import JUDGES
+app(["list", "judges", "--json"], standalone_mode=False)
+backend = {"kind": "openai", "base_url": "http://localhost:1/v1", "model": "m"}
+JUDGES.build("jailbreakbench", {"backend": backend})
+import dsprobe.actors.judge_replica
+sys.exit(", ".join({"torch", "transformers"} & set(sys.modules)) or None)
+"""
+
+
+def test_judges_are_listed_and_endpoints_built_without_torch(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_TORCH]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "harmbench_classifier" in {row["name"] for row in json.loads(shown.stdout)["judges"]}
 
 
 @pytest.mark.parametrize("what", KINDS)

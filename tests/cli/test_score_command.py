@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -260,6 +261,36 @@ def test_agreement_and_human_labels(run, tmp_path):
     assert code == 0
     for words in ("Agreement on harm", "Krippendorff's alpha", "Judges against human labels", "human", "corrected"):
         assert words in out
+
+
+def test_rates_of_nothing_are_left_out(tmp_path):
+    (tmp_path / "harmful.yaml").write_text("\n".join(line for line in SMALL.splitlines() if "benign" not in line))
+    url = document("run", "harmful.yaml", "--no-report", cwd=tmp_path)["url"]
+    code, out, err = dsprobe("score", url, "--judge", "keyword_refusal phrases=toy", cwd=tmp_path)
+    assert code == 0, err
+    assert "refusal" in out
+    assert "over-refusal" not in out
+
+
+@pytest.mark.parametrize("level", ["debug", "loud"])
+def test_the_log_is_shown_on_request(run, tmp_path, monkeypatch, level):
+    monkeypatch.setenv("DSPROBE_LOG", level)
+    monkeypatch.setattr(LengthJudge, "patience", 0)
+    monkeypatch.setattr(LengthJudge, "failure", ValueError("words of a reply"))
+    logger = logging.getLogger("dsprobe")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logger.level)
+    arguments = ("score", run.name, "--judge", "length", "--executor", "local")
+    code, _, err = dsprobe(*arguments, cwd=tmp_path)
+    if level == "loud":
+        assert (code, "Unknown level in DSPROBE_LOG `loud`" in err) == (2, True)
+        return
+    assert code == 1
+    assert "ValueError: words of a reply" in err
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.delenv("DSPROBE_LOG")
+    code, _, err = dsprobe(*arguments, cwd=tmp_path)
+    assert (code, "ValueError in the judge" in err, "words" in err) == (1, True, False)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,18 @@ def test_where_the_hypotheses_hold_they_are_supported(holding):
     assert holding.judges == {"harm": "oracle", "validity": "valid"}
 
 
+def test_a_search_with_a_surrogate_is_pooled_and_named():
+    def searched(config):
+        config["attacks"].append({"name": "gcg", "surrogate": "diffusion"})
+        config["prompts"][1]["attacks"].append("gcg")
+
+    found, plain = world.decided(searched), world.decided()
+    used = [name.split("/")[2] for name in found.conditions["H5"]]
+    assert sorted(set(used)) == ["dija", "gcg", "pad", "prefill"]
+    estimates = [world.by_id(decided)["H5"].estimate.value for decided in (found, plain)]
+    assert estimates[0] < estimates[1]  # what never carries over lowers the pooled index of its direction
+
+
 def test_results_do_not_choose_conditions(holding):
     other = world.decided(forked=world.forks(FORKED, ends=(0.1, 0.1, 0.1)), verdict=world.uniform(0))
     assert other.conditions == holding.conditions

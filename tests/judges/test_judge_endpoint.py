@@ -193,6 +193,7 @@ def test_an_answer_that_says_nothing_leaves_the_verdict_open(answer, note):
         (verdict,) = judge(server).judge(replies(1))
     assert verdict.value is None
     assert verdict.note == note
+    assert verdict.transient == (note == "no answer from the endpoint")
 
 
 def test_a_missing_key_is_named_before_any_request(monkeypatch):

@@ -77,6 +77,14 @@ def test_a_malformed_file_is_named_with_line_and_column(tmp_path, text, message)
     assert "labels.csv" in str(caught.value)
 
 
+@pytest.mark.parametrize("first", ["", "prompt_id,"])
+def test_the_first_row_of_a_file_without_a_header_is_not_printed_whole(tmp_path, first):
+    text = "word " * 20 + "end"
+    with pytest.raises(ConfigError, match=f"among .*{text[:39]}…") as caught:
+        load_labels(write(tmp_path, f"{first}{text}\n"))
+    assert "end" not in str(caught.value)
+
+
 def test_jsonl_faults_name_line_and_key(tmp_path):
     path = write(tmp_path, '{"prompt_id": "p1", "harm": true}\n{"prompt_id": "p2", "harm": [1]}\n', "l.jsonl")
     with pytest.raises(ConfigError, match=r"l\.jsonl, line 2, key `harm`: a text is needed, not `list`"):

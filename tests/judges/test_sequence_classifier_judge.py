@@ -64,6 +64,8 @@ def test_faults_are_named_before_weights_load(tmp_path, folder):
         build(folder, label=7)
     with pytest.raises(ConfigError, match="Judge `sequence_classifier`: max_length 512 is too long"):
         build(folder, max_length=512)
+    with pytest.raises(ConfigError, match=r"max_length 8 is too short .* 16 to"):
+        build(folder, max_length=8)
     pickled = write_classifier(tmp_path)
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="pickled weights"):

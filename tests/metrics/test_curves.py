@@ -11,7 +11,7 @@ from scipy.stats import chi2_contingency
 from dsprobe.metrics.anchoring import PUBLISHED_ANCHORING, anchoring_curve
 from dsprobe.metrics.curves import clustered_trend, cochran_armitage, cue_amplification, dose_response, largest_drop
 from dsprobe.metrics.intervals import wilson
-from dsprobe.metrics.logistic import logistic_slope, logistic_slopes
+from dsprobe.metrics.logistic import logistic_slopes
 
 LOGISTIC = {"disp": 0, "tol": 1e-12}
 
@@ -33,7 +33,7 @@ def test_slope_equals_statsmodels(seed):
     cues = rng.integers(0, 9, 120).astype(float)
     success = rng.random(120) < 1 / (1 + np.exp(2 - 0.5 * cues))
     fit = sm.Logit(success.astype(float), sm.add_constant(cues)).fit(disp=0, tol=1e-12)
-    got = logistic_slope(success, cues)
+    got = logistic_slopes(success, cues[:, None])[0]
     assert got.value == pytest.approx(fit.params[1], rel=1e-6)
     assert (got.low, got.high) == pytest.approx(tuple(fit.conf_int()[1]), rel=1e-4)
 
@@ -60,7 +60,7 @@ def test_slopes_of_cues_and_spread_equal_statsmodels(seed):
     got = cue_amplification(success, cues, spread)
     assert [s.value for s in got.slopes] == pytest.approx(fit.params[1:], rel=1e-6)
     assert [(s.low, s.high) for s in got.slopes] == [pytest.approx(tuple(b), rel=1e-4) for b in fit.conf_int()[1:]]
-    assert got.variables == ("cues", "spread")
+    assert got.variables == ("cues", "spacing")
     assert got.trend is got.monotone is got.largest_drop is None
     assert not got.rises()
     assert all(len(point.at) == 2 for point in got.curve)
@@ -94,7 +94,7 @@ def test_one_covariate_has_a_slope_exactly_where_outcomes_overlap(rows):
     x, y = np.array([r[0] for r in rows], float), np.array([r[1] for r in rows], bool)
     yes, no = x[y], x[~y]
     overlap = len(rows) > 2 and bool(len(yes) and len(no) and no.min() < yes.max() and yes.min() < no.max())
-    assert math.isfinite(logistic_slope(y, x).value) == overlap
+    assert math.isfinite(logistic_slopes(y, x[:, None])[0].value) == overlap
 
 
 def test_cochran_armitage_equals_the_example_of_the_sas_manual():

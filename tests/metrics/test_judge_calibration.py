@@ -60,6 +60,18 @@ def test_coverage_when_the_error_rates_are_estimated(truth, sensitivity, specifi
     assert 0.92 <= np.mean(covered) <= 0.99
 
 
+def test_empty_replies_scale_the_rate_and_its_interval():
+    judge, verdict = calibrated(18, 20, 23, 25), [True] * 60 + [False] * 140 + [None] * 7
+    plain, got = corrected_rate(verdict, judge), corrected_rate(verdict, judge, empty=50)
+    assert got.observed == wilson(60, 250)
+    for name in ("value", "low", "high"):
+        assert getattr(got.corrected, name) == pytest.approx(getattr(plain.corrected, name) * 200 / 250)
+    assert (plain.corrected.n, got.corrected.n) == (200, 250)
+    nothing = corrected_rate([None], judge, empty=1)
+    assert (nothing.observed.value, nothing.reason) == (0.0, "there is no verdict")
+    assert math.isnan(nothing.corrected.value)
+
+
 def test_a_perfect_judge_changes_nothing():
     got = corrected_from_counts(30, 100, calibrated(10**6, 10**6, 10**6, 10**6))
     assert got.corrected.value == pytest.approx(got.observed.value)

@@ -158,6 +158,17 @@ def test_malformed_files_are_named_with_line_and_column(tmp_path, text, message)
     assert str(path) in str(caught.value)
 
 
+def test_the_first_row_of_a_file_without_a_header_is_not_printed_whole(tmp_path):
+    long = "word " * 20 + "end"
+    path = write(tmp_path, f"{long}," + ",".join(f"c{number}" for number in range(30)) + "\n")
+    for fields in ({}, {"columns": {"text": "wrod " * 20}}):
+        with pytest.raises(ConfigError, match=f"{long[:39]}…") as caught:
+            load("csv", path, **fields)
+        assert "end" not in str(caught.value)
+        assert "c1" in str(caught.value)
+        assert "c29" not in str(caught.value)
+
+
 def test_a_file_of_another_benchmark_is_refused(files):
     with pytest.raises(ConfigError, match=r"Expected: .*`Behavior,BehaviorID,ContextString,SemanticCategory`"):
         load("harmbench", files / "advbench_original.csv")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.reports.transfer_world import AUTOREGRESSIVE, DIFFUSION, GRIDS, OWN
 
+from dsprobe.experiment.judge_agreement import agreements
 from dsprobe.metrics.anchoring import PUBLISHED_ANCHORING
 from dsprobe.metrics.intervals import Interval, wilson
 from dsprobe.reports.attack_data import anchoring_curves, without_grids
@@ -100,6 +101,8 @@ def test_a_grid_of_two_settings_has_a_panel_for_each_value_of_the_second(transfe
 
 def test_agreement_counts_the_replies_that_both_judges_decided(transfer_data: ReportData) -> None:
     info = agreement_data(transfer_data)
+    assert transfer_data.study is not None
+    assert transfer_data.study.agreement == agreements(transfer_data.trajectories, transfer_data.judges, {})
     assert [panel.question for panel in info.panels] == ["harm"]
     pair = info.panels[0].pair(0, 1)
     conditions = 2 * (len(OWN) + len(GRIDS))

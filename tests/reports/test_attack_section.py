@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from tests.reports.transfer_world import AUTOREGRESSIVE, DIFFUSION
 
+from dsprobe.metrics.anchoring import PUBLISHED_ANCHORING
 from dsprobe.metrics.over_refusal import over_refusal_by_type
 from dsprobe.reports.attack_data import has_pairs, over_refusals
 from dsprobe.reports.attack_section import ATTACK_FIGURES, wants_attacks
@@ -59,7 +60,13 @@ def test_summary_has_the_numbers(transfer_report: Path, transfer_data: ReportDat
     whole = transfer_data.study.to_dict()
     for name in ("transfers", "curves", "capability", "agreement"):
         assert summary["attacks"][name] == json.loads(json.dumps(whole[name]))
-    assert {entry["model"] for entry in summary["attacks"]["anchoring"]} == {DIFFUSION, AUTOREGRESSIVE}
+    anchored = [curve for curve in summary["attacks"]["curves"] if curve["anchoring"]]
+    assert {(curve["family"], curve["model"]) for curve in anchored} == {("at", DIFFUSION), ("at", AUTOREGRESSIVE)}
+    for curve in anchored:
+        found = curve["anchoring"]
+        assert found["published"]["slope_per_doubling"] == PUBLISHED_ANCHORING[0].slope_per_doubling
+        assert found["slope_per_doubling"].keys() >= {"value", "low", "high"}
+        assert isinstance(curve["response"]["rises"], bool)
     assert set(summary["attacks"]["findings"]) == {spec.name for spec in ATTACK_FIGURES}
     assert len(summary["conditions"]) == len(transfer_data.conditions)  # points of grids among them
     assert summary["hypotheses"]["decisions"][0]["verdict"] == "supported"

@@ -16,13 +16,12 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from dsprobe.actors.judge_replica import JudgeReplica
-from dsprobe.actors.judging import Batches, BatchFailure, Done
+from dsprobe.actors.judging import Batches, BatchFailure, Done, blame
 from dsprobe.actors.pool import START_LIMIT_S
 from dsprobe.actors.ray_executor import CLUSTER_ROOM_LIMIT_S, LOOKAHEAD, PRIVATE_ROOM_LIMIT_S
 from dsprobe.actors.replica import ReplicaSpec
 from dsprobe.actors.room import capacity, describe_room, is_free
 from dsprobe.actors.session import ray_session
-from dsprobe.actors.writing import describe
 from dsprobe.config import ExecutionConfig, Spec
 from dsprobe.errors import DSProbeError, PrerequisiteError
 from dsprobe.judges import Verdict
@@ -64,12 +63,14 @@ class _Dispatcher:
         self._batch_of: dict[ObjectRef[list[Verdict]], int] = {}
         self._charges: Counter[int] = Counter()
         self._failures: list[BatchFailure] = []
-        replicas = min(execution.replicas, len(batches))
-        _await_room(self._spec, replicas, execution)
-        self._slots = [self._new_slot() for _ in range(replicas)]
+        self._replicas = min(execution.replicas, len(batches))
+        self._slots: list[_Slot] = []
+        _await_room(self._spec, self._replicas, execution)
 
     def run(self) -> list[BatchFailure]:
-        """Work until nothing is pending or in flight."""
+        """Start the replicas and work until nothing is pending or in flight; `close` ends them, whatever happens."""
+        for _ in range(self._replicas):
+            self._slots.append(self._new_slot())
         while self._pending or self._batch_of:
             self._assign()
             starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
@@ -104,7 +105,7 @@ class _Dispatcher:
             verdicts = ray.get(ref)
         except RayTaskError as error:  # raised inside the replica
             number = self._taken(slot, ref)
-            reason = describe(error.cause)
+            reason = blame(error.cause)
             self._failures.append(BatchFailure(batch=number, reason=reason, traceback=str(error)))
             if isinstance(error.cause, DSProbeError):
                 self._pending.clear()

@@ -27,7 +27,7 @@ class BatchFailure:
     reason: str
     """One line for the user."""
     traceback: str = ""
-    """Where the judge raised; empty when a process was lost."""
+    """Where the judge raised, for the log; empty when a process was lost."""
 
 
 def judge_batches(spec: Spec, batches: Batches, execution: ExecutionConfig, done: Done) -> list[BatchFailure]:
@@ -76,7 +76,17 @@ def _judge_here(judge: Judge, batches: Batches, done: Done) -> list[BatchFailure
 
 
 def _failure(number: int, error: Exception) -> BatchFailure:
-    return BatchFailure(batch=number, reason=describe(error), traceback=traceback.format_exc())
+    return BatchFailure(batch=number, reason=blame(error), traceback=traceback.format_exc())
+
+
+def blame(error: BaseException) -> str:
+    """One line for the user: a message raised on purpose as it is, of any other error its class alone.
+
+    The text of an unexpected error may hold text of a reply; it is in the traceback, which is logged at level DEBUG.
+    """
+    if isinstance(error, DSProbeError):
+        return describe(error)
+    return f"{type(error).__name__} in the judge (DSPROBE_LOG=DEBUG shows the traceback, perhaps with texts of replies)"
 
 
 def answered(judge: Judge, replies: Sequence[Reply]) -> list[Verdict]:

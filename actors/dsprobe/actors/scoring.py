@@ -5,6 +5,7 @@ Verdicts go into the cache batch by batch, so whoever is stopped asks only for t
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from dsprobe.config import ExecutionConfig, RunConfig, Spec
 from dsprobe.errors import ConfigError, IncompleteRunError, StorageError
 from dsprobe.experiment.reopening import check_prompts
 from dsprobe.judges import JUDGES, Judge, Reply, Verdict
-from dsprobe.judges.base import Decides
+from dsprobe.judges.base import VERDICT_PREFIX, Decides
 from dsprobe.judges.cache import VerdictCache, key
 from dsprobe.judges.run import EMPTY, shown
 from dsprobe.metrics.intervals import Interval
@@ -28,8 +29,9 @@ from dsprobe.prompts.base import Prompt
 from dsprobe.prompts.load import load_prompts
 from dsprobe.registry import validated
 from dsprobe.storage.run_store import RunStore
-from dsprobe.storage.schemas import VERDICT_PREFIX
 from dsprobe.storage.scores import JudgeScores, committed_replies, own_judges, score_records, write_scores
+
+LOGGER = logging.getLogger("dsprobe.actors.scoring")
 
 Judged = Callable[[int, int], None]
 """Called with the replies judged so far by the judge at work, and how many it is asked about."""
@@ -287,7 +289,7 @@ class _Asking:
         def done(number: int, verdicts: list[Verdict]) -> None:
             given = dict(zip(batches[number], verdicts, strict=True))
             if self.cache is not None:
-                self.cache.put_many(given)
+                self.cache.put_many({name: verdict for name, verdict in given.items() if not verdict.transient})
             self._known |= given
             progress(self.asked, len(names))
 
@@ -304,6 +306,9 @@ class _Asking:
 
 
 def _incomplete(spec: Spec, asking: _Asking, failures: Sequence[BatchFailure]) -> IncompleteRunError:
+    for failure in failures:
+        if failure.traceback:
+            LOGGER.debug("Judge %s, batch %d: %s\n%s", spec.key, failure.batch, failure.reason, failure.traceback)
     reasons = Counter(failure.reason for failure in failures)
     lines = "\n".join(f"  {count} x {reason}" for reason, count in reasons.most_common())
     if asking.cache is None:

@@ -158,11 +158,13 @@ _LISTERS: dict[Kind, Callable[[], list[dict[str, str]]]] = {
 
 def validate(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Check a configuration and print its plan, work and disk estimate, without loading a model."""
+    from dsprobe.actors.scoring import deferred_judges
     from dsprobe.experiment.estimate import estimate
     from dsprobe.experiment.plan import resolve
 
     loaded = load(config, overrides)
     plan = resolve(loaded.config)
+    deferred_judges(plan.config.judges)  # the others were built with the plan
     work = estimate(plan)
     if as_json:
         emit({"run_id": plan.run_id, "conditions": [c.id for c in plan.conditions], "skipped": plan.skipped,

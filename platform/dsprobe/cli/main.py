@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -23,7 +24,7 @@ from dsprobe.cli import (
     toy,
     transferring,
 )
-from dsprobe.errors import ConfigError, DSProbeError
+from dsprobe.errors import ConfigError, DSProbeError, unknown_name
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -59,6 +60,7 @@ def main() -> None:
     """Run the command line and turn known errors into one message and an exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
+        _show_log(os.environ.get("DSPROBE_LOG", ""))
         app()
     except ConfigError as error:
         _complain(error)
@@ -66,6 +68,18 @@ def main() -> None:
     except DSProbeError as error:
         _complain(error)
         sys.exit(EXIT_FAILED)
+
+
+def _show_log(level: str) -> None:
+    """Write dsprobe's own log, from a level such as DEBUG up, to standard error; it may hold text."""
+    levels = logging.getLevelNamesMapping()
+    if not level:
+        return
+    if level.upper() not in levels:
+        raise unknown_name("level in DSPROBE_LOG", level, levels)
+    logger = logging.getLogger("dsprobe")
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(levels[level.upper()])
 
 
 def _complain(error: Exception) -> None:

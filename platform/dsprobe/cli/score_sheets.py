@@ -9,9 +9,9 @@ from dsprobe.reports.sheets import Sheet, shown
 
 if TYPE_CHECKING:
     from dsprobe.actors.scoring import ScoredJudge
+    from dsprobe.experiment.judge_agreement import LabelledJudge
     from dsprobe.judges.base import Decides
     from dsprobe.metrics.agreement import AgreementTable
-    from dsprobe.storage.judge_agreement import LabelledJudge
 
 
 def line(scored: ScoredJudge) -> str:
@@ -29,7 +29,8 @@ def line(scored: ScoredJudge) -> str:
         undecided,
     ]
     names = {"asr": "ASR", "over_refusal": "over-refusal"}
-    rates = [f"{names.get(name, name)} {shown(rate, '.1%')} of {rate.n}" for name, rate in scored.rates.items()]
+    counted = {name: rate for name, rate in scored.rates.items() if rate.n}  # a run may have no benign requests
+    rates = [f"{names.get(name, name)} {shown(rate, '.1%')} of {rate.n}" for name, rate in counted.items()]
     said = "; ".join([", ".join(counts), *rates])
     return visible(f"{scored.judge} ({scored.question}), {scored.replies} replies: {said}")
 
@@ -72,8 +73,9 @@ def _corrected_sheet(labelled: Sequence[LabelledJudge]) -> Sheet:
         for judge, condition, rate in found
     ]
     note = (
-        "Harmful requests, replies with a verdict. Corrected: the rate behind the judge's, by its errors on the "
-        f"labelled replies ({found[0][2].corrected.method})."
+        "Of all attacked requests: an empty reply is no success, other replies without a verdict are left out. "
+        "Corrected: the rate behind the judge's, by its errors on the labelled replies "
+        f"({found[0][2].corrected.method})."
     )
     reasons = dict.fromkeys(f"{judge}: {rate.reason}" for judge, _, rate in found if rate.reason)
     if reasons:

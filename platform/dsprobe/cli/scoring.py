@@ -204,8 +204,8 @@ def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]
 def _conclude(
     store: RunStore, scored: Sequence[ScoredJudge], human: HumanLabels | None, path: str | None, as_json: bool
 ) -> None:
+    from dsprobe.experiment.judge_agreement import agreements, calibrations
     from dsprobe.judges.labels import KEYS
-    from dsprobe.storage.judge_agreement import agreements, calibrations
     from dsprobe.storage.query import read_table, run_judges
 
     table, judges = read_table(store, "trajectories"), run_judges(store)

@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from dsprobe.attacks import ATTACKS
 from dsprobe.config import RunConfig
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.experiment.hypothesis_conditions import Answers, answers
@@ -115,7 +114,6 @@ class _Deciding:
     ) -> None:
         config = validated(RunConfig, manifest["config"], "manifest")
         self.trajectories, self.manifest, self.forks, self.theta = trajectories, manifest, forks, config.risk.threshold
-        self.attacks = {attack.key: attack for attack in config.attacks}
         self.rows = RunRows(config, trajectories, steps, judges)
         self.answers: Answers = answers(config, manifest)
         self.used: dict[str, list[Condition]] = {rule.id: [] for rule in HYPOTHESES}
@@ -219,8 +217,7 @@ class _Deciding:
         self.used["H5"] += [
             Condition(model=model, prompts=pair.prompts, attack=attack, decoding=pair.decoding)
             for model in (pair.diffusion, pair.autoregressive)
-            for attack in pair.own
-            if len(ATTACKS.get(self.attacks[attack].name).native) == 1
+            for attack in pair.native
         ]
         return decide_h5(pair.table)
 

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from dsprobe.config import RunConfig
 from dsprobe.decoding.schedule import planned_steps
 from dsprobe.experiment.evaluated import Condition
-from dsprobe.experiment.transfer import VERDICT, Columns, Rows, trajectory_columns, verdict_values
-from dsprobe.judges.base import Decides
+from dsprobe.experiment.transfer_rows import Columns, Rows, trajectory_columns, verdict_values
+from dsprobe.judges.base import VERDICT_PREFIX, Decides
 from dsprobe.metrics.intervals import F64
 from dsprobe.metrics.outputs import Labels
 from dsprobe.metrics.paired import PairedEstimate, compare_rates, compare_times
@@ -41,7 +41,7 @@ class RunRows:
         self.validity = next((judge for judge, question in judges.items() if question == "validity"), None)
         names = ["condition", "prompt_id", "sample", "harmful", "empty", "num_steps"]
         names += [f"fhs_{VIEW}", f"fhs_{VIEW}_event"]
-        names += [VERDICT + judge for judge in (self.harm, self.validity) if judge]
+        names += [VERDICT_PREFIX + judge for judge in (self.harm, self.validity) if judge]
         self.columns: Columns = trajectory_columns(trajectories.select(names))
 
     def of(self, condition: Condition) -> Rows:

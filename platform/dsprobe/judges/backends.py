@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from dsprobe.errors import CheckpointError
 from dsprobe.judges.endpoint import ChatEndpoint, EndpointConfig
-from dsprobe.judges.local_model import LocalModel, OwnModel
+from dsprobe.judges.own_model import OwnModel
+
+if TYPE_CHECKING:
+    from dsprobe.judges.local_model import LocalModel
 
 Message = dict[str, str]
 
@@ -24,6 +27,12 @@ class Answer:
     """`None` where there is no answer."""
     note: str = ""
     """Why there is none."""
+    transient: bool = False
+    """See `Verdict.transient`."""
+
+
+NO_ANSWER: Final = Answer(None, "no answer from the endpoint", transient=True)
+"""Of an endpoint that gave an empty or filtered answer; it may give another one tomorrow."""
 
 
 class Backend(ABC):
@@ -77,6 +86,8 @@ class LocalBackend(Backend):
     """
 
     def __init__(self, config: LocalBackendConfig, name: str) -> None:
+        from dsprobe.judges.local_model import LocalModel  # torch
+
         self.config, self.own = config, LocalModel(config, name)
 
     def identity(self) -> dict[str, Any]:
@@ -112,7 +123,7 @@ class OpenAIBackend(Backend):
     def complete(self, conversations: Sequence[Sequence[Message]]) -> list[Answer]:
         """See `Backend.complete`."""
         texts = self.endpoint.complete(conversations)
-        return [Answer(text) if text else Answer(None, "no answer from the endpoint") for text in texts]
+        return [Answer(text) if text else NO_ANSWER for text in texts]
 
 
 def build_backend(config: BackendConfig, name: str) -> Backend:

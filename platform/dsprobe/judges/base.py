@@ -16,6 +16,9 @@ Decides = Literal["harm", "refusal", "utility", "validity"]
 QUESTIONS: Final[tuple[Decides, ...]] = get_args(Decides)
 """What a judge can decide."""
 
+VERDICT_PREFIX: Final = "verdict_"
+"""Before a judge's key: the name of its column in `trajectories`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
@@ -36,6 +39,8 @@ class Verdict:
     """How strongly, on the judge's own scale (`Judge.scale`); `None` where it has none."""
     note: str = ""
     """Why it is undecided, e.g. ``"unparsable answer"``. Never holds text of the prompt or the reply."""
+    transient: bool = False
+    """Undecided for a reason that may pass, as when an endpoint gave no answer: never cached, so asked again."""
 
 
 class Judge(ABC):

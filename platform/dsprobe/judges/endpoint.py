@@ -36,7 +36,8 @@ class EndpointConfig(ComponentConfig):
     max_tokens: int | None = Field(default=512, ge=1)
     """Longest answer; not sent when `None`."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
-    """More fields of the request's body, e.g. ``{max_completion_tokens: 512}``."""
+    """More fields of the request's body, e.g. ``{max_completion_tokens: 512}``. No key belongs here: it goes into the
+    manifest and into the judge's identity as it is."""
     timeout: float = Field(default=60.0, gt=0.0)
     """Seconds a request may take."""
     retries: int = Field(default=4, ge=0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dsprobe.errors import ConfigError
+from dsprobe.errors import ConfigError, brief
 from dsprobe.judges.base import QUESTIONS, Decides
 from dsprobe.prompts.csv_files import csv_table
 from dsprobe.prompts.jsonl_files import jsonl_table
@@ -103,7 +103,7 @@ def load_labels(path: Path) -> HumanLabels:
 def _label_columns(table: Table) -> dict[str, Decides]:
     """Column → the question that it answers."""
     if "prompt_id" not in table.columns:
-        raise ConfigError(f"{table.header}: no `prompt_id` among {', '.join(table.columns) or 'no columns'}.")
+        raise ConfigError(f"{table.header}: no `prompt_id` among {brief(table.columns) or 'no columns'}.")
     found: dict[str, Decides] = {
         column: question
         for column in table.columns
@@ -112,7 +112,7 @@ def _label_columns(table: Table) -> dict[str, Decides]:
     }
     if not found:
         raise ConfigError(
-            f"{table.header}: no column of labels among {', '.join(table.columns)}. "
+            f"{table.header}: no column of labels among {brief(table.columns)}. "
             f"Allowed: {', '.join(QUESTIONS)}, or one of them with an underscore and a person's name."
         )
     return found

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +14,7 @@ from dsprobe.config import ModelConfig
 from dsprobe.decoding.canvas import bucket_length
 from dsprobe.errors import CheckpointError, ConfigError
 from dsprobe.experiment.preflight import TokenizerOnly
+from dsprobe.judges.own_model import OwnModel
 from dsprobe.models import hub
 from dsprobe.models.base import CausalModel
 from dsprobe.models.chat import decode_reply, require_tokenizer
@@ -23,28 +22,9 @@ from dsprobe.models.checkpoint import CheckpointFacts, inspect_checkpoint, local
 from dsprobe.models.load import load_model
 from dsprobe.models.scoring import BATCH_SIZE
 from dsprobe.models.tokenization import load_tokenizer
-from dsprobe.registry import ComponentConfig
 
 WORD_MARKS = "▁Ġ "
 """How tokenizers mark the start of a word inside a token."""
-
-
-class OwnModel(ComponentConfig):
-    """Which model a judge uses. Weights are read from safetensors; code beside them is never run."""
-
-    path: str
-    """Local folder or hub id."""
-    revision: str | None = None
-    """Commit hash; required for hub ids."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Weights and activations; `auto` is float32 on the CPU and the checkpoint's dtype elsewhere."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-
-    def model_config_named(self, name: str) -> ModelConfig:
-        """The same as the loader's own configuration, under a name for messages."""
-        return ModelConfig(name=name, **{field: getattr(self, field) for field in OwnModel.model_fields})
 
 
 class LocalModel:
@@ -70,7 +50,7 @@ class LocalModel:
         self.facts = inspect_checkpoint(self.config)
         if self.facts.kind != "autoregressive":
             raise ConfigError(f"{self.where} is a {self.facts.kind} model; a judge needs an autoregressive one.")
-        tokenizer = load_tokenizer(self.facts.path or hub.fetch_folder(self.config), self.facts)
+        tokenizer = load_tokenizer(self.facts.path or hub.fetch_folder(self.config, weights=False), self.facts)
         if tokenizer is None:
             raise CheckpointError(f"{self.where} has no tokenizer.")
         self.reader = TokenizerOnly(self.facts, tokenizer)
@@ -180,17 +160,6 @@ class LocalModel:
 def model_identity(facts: CheckpointFacts) -> dict[str, Any]:
     """Id, revision and digest of a checkpoint, as JSON values."""
     return {"model": facts.name, "revision": facts.revision, "digest": facts.digest}
-
-
-def log_mass(logits_V: Tensor, ids: Sequence[int]) -> float:
-    """Logarithm of the summed probability of some tokens, up to a constant of the row."""
-    return float(logits_V[list(ids)].double().logsumexp(dim=0))
-
-
-def softmax(logits: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Probabilities of a few alternatives."""
-    weights = np.exp(np.asarray(logits) - np.max(logits))
-    return np.asarray(weights / weights.sum())
 
 
 def _bare(token: str) -> str:

@@ -66,7 +66,9 @@ class AskingJudge(Judge):
     def judge(self, replies: Sequence[Reply]) -> list[Verdict]:
         """See `Judge.judge`."""
         answers = self.backend.complete([self._messages(reply) for reply in replies])
-        return [Verdict(None, note=a.note) if a.text is None else self._read(a.text) for a in answers]
+        return [
+            Verdict(None, note=a.note, transient=a.transient) if a.text is None else self._read(a.text) for a in answers
+        ]
 
     @abstractmethod
     def _read(self, answer: str) -> Verdict:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 
 from dsprobe.attacks.rendering import request_text
 from dsprobe.config import ModelConfig
 from dsprobe.judges.base import Decides, Judge, Reply, Verdict
-from dsprobe.models.checkpoint import folder_digest
-from dsprobe.models.load import resolve_device
-from dsprobe.models.sequence_classifier import SHORTEST, SequenceClassifier, Text
 from dsprobe.registry import ComponentConfig
+
+if TYPE_CHECKING:
+    from dsprobe.models.sequence_classifier import Text
 
 
 class SequenceClassifierJudge(Judge):
@@ -44,7 +43,7 @@ class SequenceClassifierJudge(Judge):
         """The reply alone, or request and reply as a pair of texts."""
         threshold: float = Field(default=0.5, ge=0.0, le=1.0)
         """A probability of at least this much is a yes."""
-        max_length: int = Field(default=512, ge=SHORTEST)
+        max_length: int = Field(default=512, ge=1)
         """Classifier tokens of a text."""
         batch_size: int = Field(default=16, ge=1)
         """Rows of every forward pass."""
@@ -57,6 +56,9 @@ class SequenceClassifierJudge(Judge):
     name: ClassVar[str] = "sequence_classifier"
 
     def __init__(self, config: Config) -> None:
+        from dsprobe.models.load import resolve_device  # torch
+        from dsprobe.models.sequence_classifier import SequenceClassifier
+
         self.config = config
         self.classifier = SequenceClassifier(
             ModelConfig(name=self.name, path=config.path, revision=config.revision),
@@ -69,6 +71,8 @@ class SequenceClassifierJudge(Judge):
 
     def identity(self) -> dict[str, Any]:
         """See `Judge.identity`."""
+        from dsprobe.models.checkpoint import folder_digest
+
         settings = self.config.model_dump(mode="json", exclude={"path", "revision", "batch_size", "device"})
         named = {"judge": self.name, "version": self.version, "revision": self.config.revision}
         return named | settings | {"digest": folder_digest(self.classifier.folder)}
@@ -86,10 +90,12 @@ class SequenceClassifierJudge(Judge):
             score_of.update(zip(part, self._scores(encoded), strict=False))  # repeated rows are left over
         return [Verdict(score_of[text] >= self.config.threshold, score_of[text]) for text in texts]
 
-    @torch.inference_mode()
     def _scores(self, encoded: dict[str, Any]) -> list[float]:
-        logits_BK = self.classifier.module(**self.classifier.tensors(encoded)).logits.float()
-        scores: list[float] = torch.sigmoid(self.classifier.log_odds(logits_BK)).tolist()
+        import torch
+
+        with torch.inference_mode():
+            logits_BK = self.classifier.module(**self.classifier.tensors(encoded)).logits.float()
+            scores: list[float] = torch.sigmoid(self.classifier.log_odds(logits_BK)).tolist()
         return scores
 
     def _text(self, reply: Reply) -> Text:

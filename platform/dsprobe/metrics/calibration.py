@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -40,7 +40,7 @@ class CorrectedRate:
     """A judge's rate, and what it says about the true rate."""
 
     observed: Interval
-    """Share of yes among the judge's verdicts, Wilson."""
+    """Share of yes among the judge's verdicts and the rows known to be no, Wilson."""
     corrected: Interval
     """Estimate of the true rate in [0, 1]; NaN where it is undefined."""
     reason: str
@@ -80,12 +80,33 @@ def judge_calibration(
 
 
 def corrected_rate(
-    verdict_N: npt.ArrayLike, calibration: JudgeCalibration, confidence: float = DEFAULT_CONFIDENCE
+    verdict_N: npt.ArrayLike,
+    calibration: JudgeCalibration,
+    confidence: float = DEFAULT_CONFIDENCE,
+    *,
+    empty: int = 0,
 ) -> CorrectedRate:
-    """True rate behind a judge's verdicts (None left out); see `corrected_from_counts`."""
+    """True rate behind a judge's verdicts; see `corrected_from_counts`.
+
+    Args:
+        verdict_N: The judge's verdicts; None where undecided, and left out.
+        calibration: Error rates from other rows.
+        confidence: Two-sided level.
+        empty: More rows that are known to be no, as empty replies are of harm. No judge errs on them, so estimate and
+            interval of the N rows are scaled by N / (N + `empty`), which is taken as it is, without error.
+
+    Returns:
+        The observed and the corrected rate of the decided and the `empty` rows together.
+    """
     verdict = as_float(verdict_N)
     decided = verdict[~np.isnan(verdict)]
-    return corrected_from_counts(int(np.count_nonzero(decided)), len(decided), calibration, confidence)
+    positives, n = int(np.count_nonzero(decided)), len(decided) + empty
+    found = corrected_from_counts(positives, len(decided), calibration, confidence)
+    if not empty:
+        return found
+    part, share = found.corrected, len(decided) / n
+    bounds = {name: getattr(part, name) * share for name in ("value", "low", "high")}
+    return CorrectedRate(wilson(positives, n, confidence), replace(part, **bounds, n=n), found.reason)
 
 
 def corrected_from_counts(

@@ -72,6 +72,7 @@ class DoseResponse:
             "curve": [point.to_dict() for point in self.curve],
             "slopes": [slope.to_dict() for slope in self.slopes],
             "largest_drop": None if self.largest_drop is None else self.largest_drop.to_dict(),
+            "rises": self.rises(),
         } | {name: None if test is None else test.to_dict() for name, test in tests.items()}
 
 
@@ -119,25 +120,25 @@ def dose_response(
 def cue_amplification(
     success_N: npt.ArrayLike,
     cues_N: npt.ArrayLike,
-    spread_N: npt.ArrayLike | None = None,
+    spacing_N: npt.ArrayLike | None = None,
     prompt_N: Labels | None = None,
     seed: int = 0,
     confidence: float = DEFAULT_CONFIDENCE,
 ) -> DoseResponse:
-    """ASR against the number of distributed cues and, where given, their spread over the canvas.
+    """ASR against the number of distributed cues and, where given, their spacing.
 
     Args:
         success_N: Verdicts (None where undecided, left out).
         cues_N: Number of cues of row n, ≥ 0.
-        spread_N: Spread of the cues, in the unit of the caller, e.g. the share of the canvas between first and last.
+        spacing_N: Positions from one cue's start to the next one's.
         prompt_N: Prompt of each row.
         seed: Seed of the bootstrap.
         confidence: Two-sided level.
 
     Returns:
-        `slope` is the change of log-odds per cue, adjusted for the spread where given.
+        `slope` is the change of log-odds per cue, adjusted for the spacing where given.
     """
-    doses = {"cues": cues_N} if spread_N is None else {"cues": cues_N, "spread": spread_N}
+    doses = {"cues": cues_N} if spacing_N is None else {"cues": cues_N, "spacing": spacing_N}
     return dose_response(success_N, doses, prompt_N, seed, confidence)
 
 

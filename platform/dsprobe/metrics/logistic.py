@@ -14,11 +14,6 @@ from dsprobe.metrics.intervals import DEFAULT_CONFIDENCE, F64, Bool, Interval, n
 from dsprobe.metrics.resampling import has_repeats
 
 
-def logistic_slope(success_N: Bool, x_N: F64, confidence: float = DEFAULT_CONFIDENCE) -> Interval:
-    """Slope of a logistic regression on one covariate; see `logistic_slopes`."""
-    return logistic_slopes(success_N, np.asarray(x_N, np.float64)[:, None], confidence=confidence)[0]
-
-
 def logistic_slopes(
     success_N: Bool,
     x_NK: F64,

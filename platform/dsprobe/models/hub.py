@@ -19,7 +19,8 @@ from huggingface_hub.errors import (
 from dsprobe.config import ModelConfig
 from dsprobe.errors import CheckpointError, ConfigError, PrerequisiteError
 
-ALLOWED_FILES: Final = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model")
+WEIGHTS: Final = "*.safetensors"
+ALLOWED_FILES: Final = (WEIGHTS, "*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model")
 """What is downloaded: weights, configuration and tokenizer files; no Python, no pickles."""
 
 _HUB_ID: Final = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -77,15 +78,20 @@ def fetch_file(config: ModelConfig, filename: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision))
 
 
-def fetch_folder(config: ModelConfig) -> Path:
+def fetch_folder(config: ModelConfig, *, weights: bool = True) -> Path:
     """Download (or find in the cache) the data files of a pinned checkpoint.
+
+    Args:
+        config: A pinned hub id.
+        weights: Whether the weights are wanted too; without, configuration and tokenizer alone.
 
     Raises:
         PrerequisiteError: It cannot be reached and is not in the cache.
     """
     repo, revision = hub_id(config)
+    wanted = [pattern for pattern in ALLOWED_FILES if weights or pattern != WEIGHTS]
     with hub_errors(repo, revision):
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(ALLOWED_FILES)))
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class SequenceClassifier:
         device: Where it runs.
 
     Raises:
-        ConfigError: The label is unknown, the length too long, or the path neither a folder nor a pinned hub id.
+        ConfigError: The label is unknown, the length out of range, or the path neither a folder nor a pinned hub id.
         CheckpointError: The folder is no sequence classifier in safetensors with a fast tokenizer.
         PrerequisiteError: A hub id is not cached and cannot be fetched.
     """
@@ -53,7 +53,8 @@ class SequenceClassifier:
         max_length: int,
         device: torch.device,
     ) -> None:
-        self.folder = local_folder(config) or hub.fetch_folder(config)
+        self.config = config
+        self.folder = local_folder(config) or hub.fetch_folder(config, weights=False)
         self.batch_size, self.max_length, self.device = batch_size, max_length, device
         self.settings = _load_config(self.folder)
         self.tokenizer = _load_tokenizer(self.folder)
@@ -63,7 +64,8 @@ class SequenceClassifier:
     @cached_property
     def module(self) -> Any:
         """The classifier, frozen and in evaluation mode."""
-        return _load_classifier(self.folder).to(self.device)
+        folder = local_folder(self.config) or hub.fetch_folder(self.config)
+        return _load_classifier(folder).to(self.device)
 
     def batches(self, texts: Sequence[Text], **options: Any) -> Iterator[tuple[list[Text], dict[str, Any]]]:
         """Texts of one padded length, `batch_size` at a time, and their encodings filled up to `batch_size` rows.
@@ -101,9 +103,10 @@ class SequenceClassifier:
     def _check_length(self, where: str) -> None:
         known = (self.tokenizer.model_max_length, getattr(self.settings, "max_position_embeddings", None))
         longest = min(length for length in known if length)
-        if self.max_length > longest:
+        if not SHORTEST <= self.max_length <= longest:
+            problem = "long" if self.max_length > longest else "short"
             raise ConfigError(
-                f"{where}: max_length {self.max_length} is too long for {self.folder}. "
+                f"{where}: max_length {self.max_length} is too {problem} for {self.folder}. "
                 f"Allowed: {SHORTEST} to {longest}."
             )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dsprobe.config import PromptsConfig
-from dsprobe.errors import ConfigError, unknown_name
+from dsprobe.errors import ConfigError, brief, unknown_name
 
 PLAIN: Final = "plain"
 """Name of the layout of one's own lists."""
@@ -170,17 +170,17 @@ def choose_layout(columns: Sequence[str], where: str, config: PromptsConfig) -> 
         raise ConfigError(f"{where} is empty. Expected: {expected(config.source)}.")
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
-        raise ConfigError(f"{where}: column `{twice[0]}` is there twice.")
+        raise ConfigError(f"{where}: column `{brief(twice[:1])}` is there twice.")
     mapped = {role: column for role, column in config.columns.model_dump().items() if column}
     for column in mapped.values():
         if column not in columns:
-            raise unknown_name(f"column of {where}", column, columns)
+            raise unknown_name(f"column of {where}", column, columns, of_file=True)
     known = (layout for layout in candidates(config.source) if set(layout.required) <= set(columns))
     found = next(known, None)
     if found is None:
         if "text" not in mapped:
             raise ConfigError(
-                f"{where}: the columns are `{','.join(columns)}`. Expected: {expected(config.source)}. "
+                f"{where}: the columns are `{brief(columns, ',')}`. Expected: {expected(config.source)}. "
                 "Or name the column of the text: `columns: {text: …}`."
             )
         name = config.source if config.source in BENCHMARKS else PLAIN

@@ -10,17 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dsprobe.config import UNGUARDED, RunConfig
 from dsprobe.experiment.evaluated import Condition
-from dsprobe.experiment.transfer import (
-    Columns,
-    Curve,
-    TransferStudy,
-    study_transfer,
-    trajectory_columns,
-    verdict_values,
-)
-from dsprobe.metrics.anchoring import AnchoringCurve, anchoring_curve
+from dsprobe.experiment.sensitivity import Curve
+from dsprobe.experiment.transfer import TransferStudy, study_transfer
+from dsprobe.judges.base import VERDICT_PREFIX
+from dsprobe.metrics.anchoring import AnchoringCurve
 from dsprobe.metrics.over_refusal import OverRefusal, over_refusal_by_type
 from dsprobe.prompts.layouts import pair_of
 from dsprobe.reports.data import ReportData
@@ -90,7 +84,7 @@ def over_refusals(data: ReportData) -> Iterator[PairedRefusal]:
         paired = bool({p for p, h in zip(pairs, harmful, strict=True) if h} & set(np.array(pairs)[~harmful].tolist()))
         for judge in judges:
             found = over_refusal_by_type(
-                rows[f"verdict_{judge}"].to_pylist(), ~harmful, pairs, rows["empty"].to_pylist()
+                rows[VERDICT_PREFIX + judge].to_pylist(), ~harmful, pairs, rows["empty"].to_pylist()
             )
             yield PairedRefusal(condition=condition, judge=judge, paired=paired, found=found)
 
@@ -105,32 +99,9 @@ def has_pairs(data: ReportData) -> bool:
 
 
 def anchoring_curves(data: ReportData) -> list[tuple[Curve, AnchoringCurve]]:
-    """The curves of the anchoring attack against t/T, beside the published one.
-
-    T is the number of steps of the decoding, and the length of the reply for autoregressive models, whose steps are
-    tokens.
-    """
-    wanted = ("anchoring", ("step",))
-    curves = [c for c in data.study.curves if (c.attack, c.response.variables) == wanted] if data.study else []
-    if not curves:
-        return []
-    config, columns = RunConfig.model_validate(data.manifest["config"]), trajectory_columns(data.trajectories)
-    return [(curve, _anchoring_curve(data, config, columns, curve)) for curve in curves]
-
-
-def _anchoring_curve(data: ReportData, config: RunConfig, columns: Columns, curve: Curve) -> AnchoringCurve:
-    steps = {attack.key: attack.params["step"] for attack in config.attacks if attack.family == curve.family}
-    mine_N = columns["harmful"] & (columns["guardrail"] == UNGUARDED)
-    for name in ("model", "prompts", "decoding"):
-        mine_N &= columns[name] == getattr(curve, name)
-    rows = np.flatnonzero(mine_N & np.isin(columns["attack"].astype(np.str_), list(steps)))
-    decoding = next(d for d in config.decodings if d.name == curve.decoding)
-    if data.manifest["models"][curve.model]["kind"] == "autoregressive":
-        total = decoding.reply_length
-    else:
-        total = decoding.steps or int(columns["num_steps"][rows].max())
-    success_N = verdict_values(columns, curve.judge, rows)
-    return anchoring_curve(success_N, [steps[a] for a in columns["attack"][rows]], total, columns["prompt_id"][rows])
+    """The curves of the anchoring attack against t/T, beside the published one; see `Curve.anchoring`."""
+    curves = data.study.curves if data.study else ()
+    return [(curve, curve.anchoring) for curve in curves if curve.anchoring is not None]
 
 
 def _grids(data: ReportData) -> dict[str, str]:

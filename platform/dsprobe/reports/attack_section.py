@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from dsprobe.experiment.transfer import TransferStudy
-from dsprobe.reports.attack_data import PairedRefusal, anchoring_curves, has_pairs, over_refusals
+from dsprobe.reports.attack_data import PairedRefusal, has_pairs, over_refusals
 from dsprobe.reports.data import ReportData
 from dsprobe.reports.figures.attack_success import attack_success_data, draw_attack_success
 from dsprobe.reports.figures.capability import capability_data, draw_capability
@@ -167,16 +167,11 @@ def _summary(data: ReportData, refusals: Sequence[PairedRefusal], figures: Seque
     """The study's numbers; those of single conditions stand under ``conditions`` already."""
     study = data.study.to_dict() if data.study else {}
     study.pop("attacks", None)
-    anchored = [
-        {"model": curve.model, "prompts": curve.prompts, "decoding": curve.decoding, "judge": curve.judge,
-         "family": curve.family, **found.to_dict()}
-        for curve, found in anchoring_curves(data)
-    ]  # fmt: skip
     over = [
         {"condition": entry.condition.id, "judge": entry.judge, "paired": entry.paired, **entry.found.to_dict()}
         for entry in refusals
     ]
-    found: dict[str, Any] = _visible({**study, "anchoring": anchored, "over_refusal": over})
+    found: dict[str, Any] = _visible({**study, "over_refusal": over})
     return found | {"findings": {figure.name: figure.finding for figure in figures}}
 
 

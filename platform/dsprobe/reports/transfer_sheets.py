@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from dsprobe.reports.sheets import Sheet, p_value, points, shown
 
 if TYPE_CHECKING:
-    from dsprobe.experiment.transfer import AttackRow, Capability, Curve, PairTransfer, TransferStudy
+    from dsprobe.experiment.sensitivity import Capability, Curve
+    from dsprobe.experiment.transfer import AttackRow, PairTransfer, TransferStudy
     from dsprobe.metrics.agreement import AgreementTable
     from dsprobe.metrics.curves import DoseResponse
 
@@ -132,18 +133,42 @@ def _transfer_sheet(pair: PairTransfer) -> Sheet:
 def _curve_sheet(curves: Sequence[Curve]) -> Sheet:
     doses = [point.at for point in curves[0].response.curve]
     names = curves[0].response.variables
+    several = _several_decodings(curves)
     labels = [", ".join(f"{name} {value:g}" for name, value in zip(names, at, strict=True)) for at in doses]
     rows = []
     for curve in curves:
         found = {point.at: point.rate for point in curve.response.curve}
         cells = [shown(found[at], ".0%") if at in found else "–" for at in doses]
-        rows.append([curve.model, curve.judge, *cells, *_slopes(curve.response), _trend(curve.response)])
-    headings = ["model", "judge", *labels, *(f"slope {name}" for name in names), "trend p"]
+        decoding = [curve.decoding] * several
+        rows.append([curve.model, *decoding, curve.judge, *cells, *_slopes(curve.response), _trend(curve.response)])
+    headings = ["model", *["decoding"] * several, "judge", *labels, *(f"slope {name}" for name in names), "trend p"]
     note = (
         f"ASR (Wilson) of `{curves[0].attack}` at each setting. Slope: log-odds per unit "
         f"({curves[0].response.slope.method}). * rises: a positive trend and no significant fall on the way."
+        f"{_doublings(curves)}"
     )
-    return Sheet(f"{curves[0].family} on `{curves[0].prompts}`", note, headings, rows, 2)
+    return Sheet(f"{curves[0].family} on `{curves[0].prompts}`", note, headings, rows, 2 + several)
+
+
+def _doublings(curves: Sequence[Curve]) -> str:
+    """What a doubling of the step adds, beside the published slope; empty for other attacks."""
+    found = [(curve, curve.anchoring) for curve in curves if curve.anchoring]
+    if not found:
+        return ""
+    several = _several_decodings(curves)
+    ours = "; ".join(
+        f"{' '.join([curve.model, *[curve.decoding] * several])}, {curve.judge}: {shown(it.slope_per_doubling, '.2f')}"
+        for curve, it in found
+    )
+    published = found[0][1].published
+    return (
+        f" Slope per doubling of t: {ours}; published ({published.model}, {published.source.split(',')[0]}): "
+        f"{published.slope_per_doubling:.2f}."
+    )
+
+
+def _several_decodings(parts: Sequence[Curve] | Sequence[Capability]) -> bool:
+    return len({part.decoding for part in parts}) > 1
 
 
 def _slopes(response: DoseResponse) -> list[str]:
@@ -155,9 +180,12 @@ def _trend(response: DoseResponse) -> str:
 
 
 def _capability_sheet(found: Sequence[Capability]) -> Sheet:
+    several, attacks = _several_decodings(found), len({part.attack for part in found}) > 1
     rows = [
         [
             part.prompts,
+            *[part.attack] * attacks,
+            *[part.decoding] * several,
             part.judge,
             str(part.estimate.pairs),
             shown(part.estimate.level, ".1%"),
@@ -167,9 +195,10 @@ def _capability_sheet(found: Sequence[Capability]) -> Sheet:
         ]
         for part in found
     ]
-    headings = ["prompts", "judge", "pairs", found[0].diffusion, found[0].autoregressive, "difference", "p"]
+    headings = ["prompts", *["attack"] * attacks, *["decoding"] * several, "judge", "pairs"]
+    headings += [found[0].diffusion, found[0].autoregressive, "difference", "p"]
     note = f"Utility on the same benign requests; percentage points ({found[0].estimate.difference.method})."
-    return Sheet("Capability beside safety", note, headings, rows, 2)
+    return Sheet("Capability beside safety", note, headings, rows, 2 + attacks + several)
 
 
 def _agreement_sheet(question: str, table: AgreementTable) -> Sheet:

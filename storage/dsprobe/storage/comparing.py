@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from dsprobe.config import UNGUARDED
 from dsprobe.errors import ConfigError, unknown_name
+from dsprobe.judges.base import VERDICT_PREFIX
 from dsprobe.metrics.comparisons import holm
 from dsprobe.metrics.intervals import DEFAULT_CONFIDENCE, Interval
 from dsprobe.metrics.outputs import ratio_of_means
@@ -24,7 +25,6 @@ from dsprobe.metrics.paired import PairedEstimate, compare_rates, compare_times
 from dsprobe.metrics.summary import VIEWS
 from dsprobe.storage.query import read_table
 from dsprobe.storage.run_store import RunStore
-from dsprobe.storage.schemas import VERDICT_PREFIX
 
 AXES: Final = ("guardrail", "decoding", "attack", "model")
 DEFAULT_AXES: Final = ("guardrail", "decoding")

@@ -28,6 +28,7 @@ FORKS_VERSION: Final = 1
 
 _FOLDER: Final = "irreversibility"
 _RECORD: Final = "irreversibility.json"
+_NO_PART_OF_A_FORK: Final = frozenset({"judges", "execution", "output"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class ForkRecord:
     """``steps``, ``shares``, ``target``, ``view``, ``threshold``, ``conditions``, ``left_out``: see
     `dsprobe.experiment.irreversibility.Renoised.facts`."""
     config_sha256: str
-    """Digest of the run's configuration."""
+    """See `config_digest`."""
     file: str
     """Path relative to the run."""
     sha256: str
@@ -116,5 +117,9 @@ def read_forks(store: RunStore) -> tuple[ForkRecord, pa.Table] | None:
 
 
 def config_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest's configuration."""
-    return hashlib.sha256(json.dumps(manifest["config"], sort_keys=True).encode()).hexdigest()
+    """SHA-256 of what a manifest's configuration says of the trajectories and their risk.
+
+    Judges, execution and output change no fork.
+    """
+    config = {name: part for name, part in manifest["config"].items() if name not in _NO_PART_OF_A_FORK}
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

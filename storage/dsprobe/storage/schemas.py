@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsprobe.errors import StorageError, unknown_name
+from dsprobe.judges.base import VERDICT_PREFIX
 
 SCHEMA_VERSION: Final = 2
 """Version of the schemas below; readers refuse files of any other one."""
@@ -26,8 +27,6 @@ TABLES: Final[tuple[TableKind, ...]] = ("trajectories", "steps", "positions", "s
 
 VOLATILE: Final = frozenset({"wall_seconds", "cached"})
 """Columns that legitimately differ between two runs of the same plan; digests leave them out."""
-
-VERDICT_PREFIX: Final = "verdict_"
 
 SCORE_PREFIX: Final = "score_"
 

@@ -21,13 +21,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dsprobe.errors import StorageError
-from dsprobe.judges.base import QUESTIONS, Decides
+from dsprobe.judges.base import QUESTIONS, VERDICT_PREFIX, Decides
 from dsprobe.storage.content_files import ContentFile, read_checked
 from dsprobe.storage.objects import ObjectStore
 from dsprobe.storage.run_store import RunStore
 from dsprobe.storage.schemas import (
     SCORE_PREFIX,
-    VERDICT_PREFIX,
     check_schema,
     check_version,
     judges_in,

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from dsprobe.decoding.records import TrajectoryBatch, by_guardrails
 from dsprobe.experiment.evaluated import Condition, EvaluatedBatch
+from dsprobe.judges.base import VERDICT_PREFIX
 from dsprobe.storage.derived import QUANTITIES, StepValues, masked_before, require_finite
-from dsprobe.storage.schemas import VERDICT_PREFIX, schema
+from dsprobe.storage.schemas import schema
 
 Index = npt.NDArray[np.intp]
 Columns = dict[str, Any]

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from dsprobe.errors import StorageError
 from dsprobe.experiment.outcomes import RowOutcomes
+from dsprobe.judges.base import VERDICT_PREFIX
 from dsprobe.storage.objects import ObjectStore
-from dsprobe.storage.schemas import VERDICT_PREFIX
 
 FOLDER: Final = "sweep/trials"
 """Where the files lie, below the run's folder."""

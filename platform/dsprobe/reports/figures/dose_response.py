@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from dsprobe.experiment.transfer import Curve
+from dsprobe.experiment.sensitivity import Curve
 from dsprobe.metrics.anchoring import PUBLISHED_ANCHORING, AnchoringCurve, PublishedCurve
 from dsprobe.metrics.curves import DoseResponse
 from dsprobe.metrics.intervals import Interval, RatePoint

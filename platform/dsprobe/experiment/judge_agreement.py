@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dsprobe.judges.base import Decides
+from dsprobe.judges.base import VERDICT_PREFIX, Decides
 from dsprobe.metrics.agreement import AgreementTable, agreement_table
 from dsprobe.metrics.calibration import CorrectedRate, JudgeCalibration, corrected_rate, judge_calibration
-from dsprobe.storage.schemas import VERDICT_PREFIX
 
 Labels = Mapping[Decides, Sequence[bool | None]]
 """Question → human labels of the rows of `trajectories`, `None` where a row has none."""
@@ -30,8 +29,8 @@ class LabelledJudge:
     question: Decides
     calibration: JudgeCalibration
     corrected: dict[str, CorrectedRate]
-    """Condition → rate of the judge's verdicts on harmful requests, and the true rate behind it; harm judges only.
-    Replies without a verdict, empty ones among them, are left out of both."""
+    """Condition → Attack Success Rate by the judge's verdicts, and the true one behind it; harm judges only. Both
+    are of all attacked requests: an empty reply is no success; other replies without a verdict are left out."""
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as JSON values."""
@@ -70,7 +69,7 @@ def calibrations(trajectories: pa.Table, judges: Mapping[str, Decides], labels: 
         labels: Human labels.
     """
     condition_N = np.asarray(trajectories["condition"].to_pylist(), np.str_)
-    harmful_N = np.asarray(trajectories["harmful"].to_numpy(), np.bool_)
+    harmful_N, empty_N = (np.asarray(trajectories[name].to_numpy(), np.bool_) for name in ("harmful", "empty"))
     found = []
     for key, question in judges.items():
         if question not in labels:
@@ -78,10 +77,11 @@ def calibrations(trajectories: pa.Table, judges: Mapping[str, Decides], labels: 
         verdict_N = _verdicts(trajectories, key)
         calibration = judge_calibration(_numbers(labels[question]), verdict_N)
         asked = dict.fromkeys(condition_N[harmful_N].tolist()) if question == "harm" else {}
-        corrected = {
-            condition: corrected_rate(verdict_N[harmful_N & (condition_N == condition)], calibration)
-            for condition in asked
-        }
+        corrected = {}
+        for condition in asked:
+            attacked_N = harmful_N & (condition_N == condition)
+            empty = int(np.count_nonzero(attacked_N & empty_N & np.isnan(verdict_N)))
+            corrected[condition] = corrected_rate(verdict_N[attacked_N], calibration, empty=empty)
         found.append(LabelledJudge(judge=key, question=question, calibration=calibration, corrected=corrected))
     return found
 
