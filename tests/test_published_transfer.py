@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
+from tests.command_line import dsprobe
 
-from dsprobe.cli.main import main
 from dsprobe.judges.templates import published
 from dsprobe.models.tiny import write_tiny_checkpoint
 from dsprobe.storage.query import read_table
@@ -67,30 +63,20 @@ def overrides(tmp_path_factory) -> list[str]:
     return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
 
 
-def dsprobe(*arguments: str, cache: Path) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", ["dsprobe", *arguments]),
-        mock.patch.dict(os.environ, {"DSPROBE_CACHE": str(cache / "verdicts.sqlite")}),
-    ):
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return code, out.getvalue(), err.getvalue()
+def own_cache(folder: Path) -> dict[str, str]:
+    return {"DSPROBE_CACHE": str(folder / "verdicts.sqlite")}
 
 
 def test_the_recipe_is_valid_with_the_published_layouts_and_files(overrides, tmp_path):
-    code, out, err = dsprobe("validate", "transfer/published", *overrides, cache=tmp_path)
+    code, out, err = dsprobe("validate", "transfer/published", *overrides, cwd=tmp_path, env=own_cache(tmp_path))
     assert code == 0, err
     assert "Valid." in out
 
 
 def test_the_recipe_says_which_file_is_missing(tmp_path):
-    code, _, err = dsprobe("validate", "transfer/published", "--set", "prompts.0.path=none.csv", cache=tmp_path)
+    code, _, err = dsprobe(
+        "validate", "transfer/published", "--set", "prompts.0.path=none.csv", cwd=tmp_path, env=own_cache(tmp_path)
+    )
     assert code == 2
     assert "none.csv" in err
 
@@ -98,7 +84,7 @@ def test_the_recipe_says_which_file_is_missing(tmp_path):
 def test_the_recipe_runs_is_judged_and_tells_transfer(overrides, tmp_path):
     # One prompt a set: the point is that every attack meets every layout, in both directions.
     arguments = ["transfer", "published", "--limit", "1", "--no-report", "--json", *overrides]
-    code, out, err = dsprobe(*arguments, cache=tmp_path)
+    code, out, err = dsprobe(*arguments, cwd=tmp_path, env=own_cache(tmp_path))
     assert code == 0, err
     found = json.loads(out)
     own = {"direct", "dija", "pad", "trajhijack", "refinement_injection", "constraint_relaxation", "prefill",

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import re
-import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -18,8 +13,8 @@ from scipy.stats import permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
+from tests.command_line import dsprobe
 
-from dsprobe.cli.main import main
 from dsprobe.config import RunConfig
 from dsprobe.config_loader import load_config
 from dsprobe.experiment.evaluated import Condition
@@ -49,21 +44,6 @@ execution: {executor: local, shard_size: 8, batch_size: 8}
 """
 ODD = "di|ja [red]*x*"
 """An attack's label that means something to a terminal, to Markdown and to HTML."""
-
-
-def dsprobe(*arguments, cwd, columns=120):
-    """Exit code, standard output and standard error of one command."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", ["dsprobe", *map(str, arguments)]),
-        mock.patch.dict(os.environ, {"COLUMNS": str(columns)}),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main()
-    return ended.value.code or 0, out.getvalue(), err.getvalue()
 
 
 def compared(*arguments, cwd):

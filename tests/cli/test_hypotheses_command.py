@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
-import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import yaml
+from tests.command_line import dsprobe
 
-from dsprobe.cli.main import main
 from dsprobe.config import RunConfig
 from dsprobe.config_loader import load_config
 from dsprobe.experiment.hypothesis_conditions import answers
@@ -41,21 +36,6 @@ guardrails:
 judges: [toy_oracle]
 execution: {executor: local, shard_size: 32, batch_size: 32}
 """
-
-
-def dsprobe(*arguments, cwd):
-    """Exit code, standard output and standard error of one command."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", ["dsprobe", *map(str, arguments)]),
-        mock.patch.dict(os.environ, {"COLUMNS": "200"}),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main()
-    return ended.value.code or 0, out.getvalue(), err.getvalue()
 
 
 def decided(*arguments, cwd):

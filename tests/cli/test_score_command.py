@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
 import logging
-import os
 import shutil
 import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
-from unittest import mock
 
 import krippendorff
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
+from tests.command_line import dsprobe
 
-from dsprobe.cli.main import main
 from dsprobe.errors import PrerequisiteError
 from dsprobe.judges import JUDGES, Judge, Reply, Verdict
 from dsprobe.judges.base import Decides
@@ -82,21 +78,6 @@ def length_judge(monkeypatch, tmp_path):
     monkeypatch.setattr(JUDGES, "_entries", {**JUDGES._entries, "length": Entry(f"{module.__name__}:LengthJudge", "")})
     monkeypatch.setattr(LengthJudge, "asked", [])
     monkeypatch.setenv("DSPROBE_CACHE", str(tmp_path / "cache" / "verdicts.sqlite"))
-
-
-def dsprobe(*arguments, cwd):
-    """Exit code, standard output and standard error of one command."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", ["dsprobe", *map(str, arguments)]),
-        mock.patch.dict(os.environ, {"COLUMNS": "160"}),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main()
-    return ended.value.code or 0, out.getvalue(), err.getvalue()
 
 
 def document(*arguments, cwd):

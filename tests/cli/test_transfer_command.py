@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
-import sys
-from unittest import mock
 
 import pytest
-
-from dsprobe.cli.main import main
+from tests.command_line import dsprobe
 
 SMALL = """
 name: small
@@ -29,24 +23,6 @@ decodings: [{name: uniform, steps: 8, reply_length: 42}]
 judges: [toy_oracle, toy_noisy, {name: keyword_refusal, phrases: toy}, toy_utility]
 execution: {executor: local, shard_size: 12, batch_size: 12}
 """
-
-
-def dsprobe(*arguments, cwd):
-    """Exit code, standard output and standard error of one command."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.dict(os.environ, {"COLUMNS": "140"}),
-        mock.patch.object(sys, "argv", ["dsprobe", *map(str, arguments)]),
-    ):
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")
