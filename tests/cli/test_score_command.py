@@ -243,6 +243,14 @@ def test_agreement_and_human_labels(run, tmp_path):
     for words in ("Agreement on harm", "Krippendorff's alpha", "Judges against human labels", "human", "corrected"):
         assert words in out
 
+    # The labels stay with the run: a judge that comes later is measured by them, and the report shows it.
+    later = ("--judge", "toy_noisy alias=three seed=5 sensitivity=0.6")
+    kept = document("score", run.name, *later, "--report", cwd=tmp_path)
+    assert [judge["judge"] for judge in kept["labels"]] == ["toy_oracle", "one", "three", "two"]
+    summary = json.loads((Path(kept["report"]).parent / "summary.json").read_text())
+    assert [judge["judge"] for judge in summary["attacks"]["labels"]] == ["toy_oracle", "one", "three", "two"]
+    assert "Judges against human labels" in Path(kept["report"]).read_text()
+
 
 def test_rates_of_nothing_are_left_out(tmp_path):
     (tmp_path / "harmful.yaml").write_text("\n".join(line for line in SMALL.splitlines() if "benign" not in line))

@@ -143,25 +143,28 @@ def _sweep_report_data(store: RunStore, search: dict[str, Any], *, show_text: bo
 def _run_report_data(
     store: RunStore, manifest: dict[str, Any], sweep: SweepData | None, *, show_text: bool
 ) -> ReportData:
+    from dsprobe.experiment.judge_agreement import calibrations
     from dsprobe.reports.data import ReportData
     from dsprobe.storage.decided import read_decided
+    from dsprobe.storage.human_labels import read_labels
     from dsprobe.storage.query import read_table, run_judges
 
-    sets = manifest["prompt_sets"]
+    sets, judges = manifest["prompt_sets"], run_judges(store)
+    names = ("trajectories", "steps", "positions", "step_stats", "position_stats")
+    tables = {name: read_table(store, name) for name in names}
+    labels = read_labels(store, tables["trajectories"])
     return ReportData(
         manifest=manifest,
-        **{
-            name: read_table(store, name)
-            for name in ("trajectories", "steps", "positions", "step_stats", "position_stats")
-        },
+        **tables,
         decode_token=_token_decoder(manifest["config"]["models"]),
-        judges=run_judges(store),
+        judges=judges,
         theta=manifest["config"]["risk"]["threshold"],
         synthetic_sets={name for name, facts in sets.items() if facts["synthetic"]},
         limited_sets={name for name, facts in sets.items() if facts["limited"]},
         show_text=show_text,
         sweep=sweep,
         hypotheses=read_decided(store),
+        labelled=calibrations(tables["trajectories"], judges, labels),
     )
 
 

@@ -66,12 +66,24 @@ def score(
     check_judges(store, specs, replace=replace)
     given = {"executor": executor, "replicas": replicas, "num_gpus": num_gpus, "batch_size": batch_size}
     scored = _added(store, specs, _execution(store, specs, given), cached=cache, quiet=as_json)
+    if human:
+        _keep(store, human)
     path = None
     if report:
         from dsprobe.cli.results import write_report
 
         path = write_report(store.url, show_text=show_text)
-    _conclude(store, scored, human, path, as_json)
+    _conclude(store, scored, path, as_json)
+
+
+def _keep(store: RunStore, human: HumanLabels) -> None:
+    """Keep human labels in the run, beside the replies that they label."""
+    from dsprobe.judges.labels import KEYS
+    from dsprobe.storage.human_labels import write_labels
+    from dsprobe.storage.query import read_table
+
+    table = read_table(store, "trajectories")
+    write_labels(store, table, human.match(table.select(KEYS).to_pylist()))
 
 
 def score_deferred(plan: Plan, store: RunStore, *, quiet: bool) -> None:
@@ -201,15 +213,13 @@ def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]
         yield judged
 
 
-def _conclude(
-    store: RunStore, scored: Sequence[ScoredJudge], human: HumanLabels | None, path: str | None, as_json: bool
-) -> None:
+def _conclude(store: RunStore, scored: Sequence[ScoredJudge], path: str | None, as_json: bool) -> None:
     from dsprobe.experiment.judge_agreement import agreements, calibrations
-    from dsprobe.judges.labels import KEYS
+    from dsprobe.storage.human_labels import read_labels
     from dsprobe.storage.query import read_table, run_judges
 
     table, judges = read_table(store, "trajectories"), run_judges(store)
-    labels = human.match(table.select(KEYS).to_pylist()) if human else {}
+    labels = read_labels(store, table)
     agreement, labelled = agreements(table, judges, labels), calibrations(table, judges, labels)
     if as_json:
         emit({"run_id": store.run_id, "url": store.url, "judges": [judge.to_dict() for judge in scored],

@@ -15,6 +15,7 @@ from dsprobe.reports.figures.catalogue import FigureSpec
 from dsprobe.reports.figures.dose_response import dose_data, dose_grid_data, draw_doses
 from dsprobe.reports.figures.judge_agreement import agreement_data, draw_agreement
 from dsprobe.reports.figures.transfer_indices import draw_transfer_indices, transfer_index_data
+from dsprobe.reports.label_sheets import label_sheets
 from dsprobe.reports.over_refusal import over_refusal_sheets
 from dsprobe.reports.sheets import Sheet
 from dsprobe.reports.text import visible
@@ -127,8 +128,8 @@ class AttackSection:
 
 
 def wants_attacks(data: ReportData) -> bool:
-    """Whether a run has the section: see `attack_study`; pairs of safe and unsafe requests do as well."""
-    return data.study is not None or has_pairs(data)
+    """Whether a run has the section: see `attack_study`; pairs of requests or human labels do as well."""
+    return data.study is not None or has_pairs(data) or bool(data.labelled)
 
 
 def attack_section(data: ReportData, figures: Sequence[RenderedFigure]) -> AttackSection:
@@ -152,6 +153,8 @@ def attack_section(data: ReportData, figures: Sequence[RenderedFigure]) -> Attac
             "capability": capability_sheets(study),
         }
         blocks = [_block(figure, list(tables.get(name, ()))) for name, figure in drawn.items()]
+    if data.labelled:
+        blocks.append(_block(None, list(label_sheets(data.labelled))))
     if refusals:
         blocks.append(_block(None, over_refusal_sheets(refusals)))
     return AttackSection(blocks, figures, _summary(data, refusals, figures))
@@ -159,7 +162,7 @@ def attack_section(data: ReportData, figures: Sequence[RenderedFigure]) -> Attac
 
 def _block(figure: RenderedFigure | None, tables: list[Sheet]) -> Block:
     """Tables of numbers that no figure shows are unfolded."""
-    unfolded = ("Attack success", "Over-refusal", "Capability")
+    unfolded = ("Attack success", "Over-refusal", "Capability", "Judges against human labels")
     return Block(figure, tables, frozenset(t.title for t in tables if t.title.startswith(unfolded)))
 
 
@@ -171,7 +174,8 @@ def _summary(data: ReportData, refusals: Sequence[PairedRefusal], figures: Seque
         {"condition": entry.condition.id, "judge": entry.judge, "paired": entry.paired, **entry.found.to_dict()}
         for entry in refusals
     ]
-    found: dict[str, Any] = _visible({**study, "over_refusal": over})
+    labels = [judge.to_dict() for judge in data.labelled]
+    found: dict[str, Any] = _visible({**study, "over_refusal": over, "labels": labels})
     return found | {"findings": {figure.name: figure.finding for figure in figures}}
 
 

@@ -7,7 +7,7 @@ other modules a stable order of conditions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +25,7 @@ from dsprobe.metrics.summary import TWIN_COLUMNS, ConditionSummary, summarise_co
 from dsprobe.reports.sweep_data import SweepData
 
 if TYPE_CHECKING:
+    from dsprobe.experiment.judge_agreement import LabelledJudge
     from dsprobe.experiment.transfer import TransferStudy
 
 F64 = npt.NDArray[np.float64]
@@ -69,6 +70,7 @@ class ReportData:
         sweep: The search behind the run's guardrails; its section comes first.
         hypotheses: What was decided about the programme's hypotheses from the run, see
             `dsprobe.experiment.hypotheses.Decided.to_dict`; it gets a section.
+        labelled: Judges beside human labels, where replies were labelled.
 
     Raises:
         ConfigError: A column is missing, θ is out of range, or a judge decides an unknown question.
@@ -88,6 +90,7 @@ class ReportData:
     limited_sets: frozenset[str] | set[str] = frozenset()
     sweep: SweepData | None = None
     hypotheses: Mapping[str, Any] | None = None
+    labelled: Sequence[LabelledJudge] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.theta <= 1.0:
