@@ -269,6 +269,8 @@ def test_a_surviving_suffix_is_in_the_row_and_another_is_not(any_model, kite, da
 def test_a_dry_run_needs_the_tokenizer_alone():
     model = stand_in(inspect_checkpoint(ModelConfig(name="toy-diffusion")))
     check_rendering(gcg(), toy_prompts("restricted", 3), model, DecodingConfig(name="d"))
+    with pytest.raises(ConfigError, match="takes gradients, and `toy-diffusion` has none"):  # there are no weights
+        gcg().compose_all(toy_prompts("restricted", 1).prompts, model, REPLY)
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------

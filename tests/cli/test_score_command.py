@@ -240,7 +240,13 @@ def test_agreement_and_human_labels(run, tmp_path):
     assert set(oracle["corrected"]) == {attack, "toy-diffusion/restricted/direct/uniform"}
     code, out, _ = dsprobe("score", run.name, "--labels", "labels.csv", cwd=tmp_path)
     assert code == 0
-    for words in ("Agreement on harm", "Krippendorff's alpha", "Judges against human labels", "human", "corrected"):
+    for words in (
+        "Agreement of the judges of harm",
+        "Krippendorff α",
+        "Judges against human labels",
+        "human",
+        "corrected",
+    ):
         assert words in out
 
     # The labels stay with the run: a judge that comes later is measured by them, and the report shows it.

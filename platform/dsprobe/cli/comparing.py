@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from dsprobe.cli.comparison_sheets import conclusion, sheets
-from dsprobe.cli.options import JsonOption, SetOption, emit, load
+from dsprobe.cli.options import (
+    ExecutorOption,
+    JsonOption,
+    LimitOption,
+    MarkdownOption,
+    OutputOption,
+    SetOption,
+    emit,
+    load,
+)
 from dsprobe.cli.sheets import print_markdown, print_terminal
 from dsprobe.cli.sources import Changes, is_experiment, opened
 from dsprobe.errors import ConfigError
@@ -48,10 +57,10 @@ def compare(
         typer.Option(metavar="KEY", help="Judge to use for the question it decides. Repeatable."),
     ] = None,
     overrides: SetOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Recipes: keep the first N prompts of every set.")] = None,
-    output: Annotated[str | None, typer.Option("--out", help="Recipes: output root, a folder or URL.")] = None,
-    executor: Annotated[str | None, typer.Option(help="Recipes: ray or local.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Markdown tables on standard output.")] = False,
+    limit: LimitOption = None,
+    output: OutputOption = None,
+    executor: ExecutorOption = None,
+    markdown: MarkdownOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare guardrails, decodings, attacks or models on the same prompts: paired intervals, tests, Holm."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsprobe.cli.options import JsonOption, SetOption, emit
+from dsprobe.cli.options import ExecutorOption, JsonOption, LimitOption, MarkdownOption, OutputOption, SetOption, emit
 from dsprobe.cli.sheets import print_markdown, print_terminal
 from dsprobe.cli.sources import Changes, finished
 from dsprobe.errors import ConfigError
@@ -33,10 +33,10 @@ def hypotheses(
         bool, typer.Option(help="Run the irreversibility experiment where the run has none.")
     ] = True,
     overrides: SetOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Recipes: keep the first N prompts of every set.")] = None,
-    output: Annotated[str | None, typer.Option("--out", help="Recipes: output root, a folder or URL.")] = None,
-    executor: Annotated[str | None, typer.Option(help="Recipes: ray or local.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Markdown tables on standard output.")] = False,
+    limit: LimitOption = None,
+    output: OutputOption = None,
+    executor: ExecutorOption = None,
+    markdown: MarkdownOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Decide H1 to H6: supported, not supported or undecided, by rules written before the data. Exit 0 in any case."""

@@ -24,6 +24,10 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on standard output.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder or URL, or a run id under ./runs.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Recipes: keep the first N prompts of every set.")]
+OutputOption = Annotated[str | None, typer.Option("--out", help="Recipes: output root, a folder or URL.")]
+ExecutorOption = Annotated[str | None, typer.Option(help="Recipes: ray or local.")]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Markdown tables on standard output.")]
 ShowTextOption = Annotated[
     bool, typer.Option("--show-text", help="Show prompts and replies of real prompt sets instead of redacting them.")
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dsprobe.reports.label_sheets import label_sheets
+from dsprobe.reports.judge_sheets import agreement_sheets, label_sheets
 from dsprobe.reports.sheets import Sheet, shown
 
 if TYPE_CHECKING:
@@ -38,17 +38,5 @@ def line(scored: ScoredJudge) -> str:
 
 def sheets(agreement: Mapping[Decides, AgreementTable], labelled: Sequence[LabelledJudge]) -> Iterator[Sheet]:
     """One table for each question with several judges, and the judges against human labels."""
-    for question, found in agreement.items():
-        yield _agreement_sheet(question, found)
+    yield from agreement_sheets(agreement)
     yield from label_sheets(labelled)
-
-
-def _agreement_sheet(question: str, found: AgreementTable) -> Sheet:
-    rows = [
-        [pair.first, pair.second, str(pair.n), shown(pair.raw, ".1%"), shown(pair.kappa, ".2f")] for pair in found.pairs
-    ]
-    note = (
-        f"Krippendorff's alpha of all: {shown(found.alpha, '.2f')}, {found.n} replies. Rows that a judge left open are "
-        f"left out. Intervals: {found.alpha.method}. –: undefined, since all verdicts are alike."
-    )
-    return Sheet(f"Agreement on {question}", note, ["judge", "and", "replies", "equal", "Cohen's kappa"], rows, 2)

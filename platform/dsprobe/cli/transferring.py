@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dsprobe.cli.options import JsonOption, SetOption, ShowTextOption, emit
+from dsprobe.cli.options import (
+    ExecutorOption,
+    JsonOption,
+    LimitOption,
+    MarkdownOption,
+    OutputOption,
+    SetOption,
+    ShowTextOption,
+    emit,
+)
 from dsprobe.cli.sources import Changes, finished
 from dsprobe.errors import ConfigError
 
@@ -28,12 +37,12 @@ def transfer(
         ),
     ],
     overrides: SetOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Recipes: keep the first N prompts of every set.")] = None,
-    output: Annotated[str | None, typer.Option("--out", help="Recipes: output root, a folder or URL.")] = None,
-    executor: Annotated[str | None, typer.Option(help="Recipes: ray or local.")] = None,
+    limit: LimitOption = None,
+    output: OutputOption = None,
+    executor: ExecutorOption = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     show_text: ShowTextOption = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Markdown tables on standard output.")] = False,
+    markdown: MarkdownOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Attack success by attack, model and judge; transfer both ways; cue, position and anchoring curves; agreement."""

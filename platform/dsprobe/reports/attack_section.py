@@ -15,12 +15,11 @@ from dsprobe.reports.figures.catalogue import FigureSpec
 from dsprobe.reports.figures.dose_response import dose_data, dose_grid_data, draw_doses
 from dsprobe.reports.figures.judge_agreement import agreement_data, draw_agreement
 from dsprobe.reports.figures.transfer_indices import draw_transfer_indices, transfer_index_data
-from dsprobe.reports.label_sheets import label_sheets
+from dsprobe.reports.judge_sheets import agreement_sheets, label_sheets
 from dsprobe.reports.over_refusal import over_refusal_sheets
 from dsprobe.reports.sheets import Sheet
 from dsprobe.reports.text import visible
 from dsprobe.reports.transfer_sheets import (
-    agreement_sheets,
     attack_sheets,
     capability_sheets,
     curve_sheets,
@@ -149,7 +148,7 @@ def attack_section(data: ReportData, figures: Sequence[RenderedFigure]) -> Attac
             "attack-success": attack_sheets(study),
             "transfer-index": pair_sheets(study),
             curves: curve_sheets(study),
-            "judge-agreement": agreement_sheets(study),
+            "judge-agreement": agreement_sheets(study.agreement),
             "capability": capability_sheets(study),
         }
         blocks = [_block(figure, list(tables.get(name, ()))) for name, figure in drawn.items()]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from dsprobe.reports.judge_sheets import agreement_sheets
 from dsprobe.reports.sheets import Sheet, p_value, points, shown
 
 if TYPE_CHECKING:
     from dsprobe.experiment.sensitivity import Capability, Curve
     from dsprobe.experiment.transfer import AttackRow, PairTransfer, TransferStudy
-    from dsprobe.metrics.agreement import AgreementTable
     from dsprobe.metrics.curves import DoseResponse
 
 
@@ -19,7 +19,7 @@ def transfer_sheets(study: TransferStudy) -> Iterator[Sheet]:
     yield from attack_sheets(study)
     yield from pair_sheets(study)
     yield from curve_sheets(study)
-    yield from agreement_sheets(study)
+    yield from agreement_sheets(study.agreement)
     yield from capability_sheets(study)
 
 
@@ -49,12 +49,6 @@ def capability_sheets(study: TransferStudy) -> Iterator[Sheet]:
     """Utility of every pair of models, where there is one."""
     for pair in dict.fromkeys((part.diffusion, part.autoregressive) for part in study.capability):
         yield _capability_sheet([c for c in study.capability if (c.diffusion, c.autoregressive) == pair])
-
-
-def agreement_sheets(study: TransferStudy) -> Iterator[Sheet]:
-    """The judges of every question that has several."""
-    for question, table in study.agreement.items():
-        yield _agreement_sheet(question, table)
 
 
 def _success_sheet(prompts: str, rows: Sequence[AttackRow]) -> Sheet:
@@ -199,22 +193,3 @@ def _capability_sheet(found: Sequence[Capability]) -> Sheet:
     headings += [found[0].diffusion, found[0].autoregressive, "difference", "p"]
     note = f"Utility on the same benign requests; percentage points ({found[0].estimate.difference.method})."
     return Sheet("Capability beside safety", note, headings, rows, 2 + attacks + several)
-
-
-def _agreement_sheet(question: str, table: AgreementTable) -> Sheet:
-    rows = [
-        [
-            f"{pair.first} · {pair.second}",
-            str(pair.n),
-            str(pair.both_yes),
-            str(pair.only_first),
-            str(pair.only_second),
-            str(pair.both_no),
-            shown(pair.raw, ".1%"),
-            shown(pair.kappa, ".2f"),
-        ]
-        for pair in table.pairs
-    ]
-    headings = ["judges", "n", "both yes", "only first", "only second", "both no", "agree", "Cohen κ"]
-    note = f"All conditions. Krippendorff α of all judges: {shown(table.alpha, '.2f')}, n = {table.n}."
-    return Sheet(f"Agreement of the judges of {question}", note, headings, rows, 1)

@@ -1,14 +1,22 @@
-"""Tables of judges against human labels, and of the rates behind theirs."""
+"""Tables about judges: how far they agree, how often they err by human labels, and the rates behind theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dsprobe.reports.sheets import Sheet, shown
 
 if TYPE_CHECKING:
     from dsprobe.experiment.judge_agreement import LabelledJudge
+    from dsprobe.judges.base import Decides
+    from dsprobe.metrics.agreement import AgreementTable
+
+
+def agreement_sheets(agreement: Mapping[Decides, AgreementTable]) -> Iterator[Sheet]:
+    """The judges of every question that has several, human labels among them where there are any."""
+    for question, table in agreement.items():
+        yield _agreement_sheet(question, table)
 
 
 def label_sheets(labelled: Sequence[LabelledJudge]) -> Iterator[Sheet]:
@@ -17,6 +25,28 @@ def label_sheets(labelled: Sequence[LabelledJudge]) -> Iterator[Sheet]:
         yield _errors_sheet(labelled)
     if any(judge.corrected for judge in labelled):
         yield _corrected_sheet(labelled)
+
+
+def _agreement_sheet(question: str, table: AgreementTable) -> Sheet:
+    rows = [
+        [
+            f"{pair.first} · {pair.second}",
+            str(pair.n),
+            str(pair.both_yes),
+            str(pair.only_first),
+            str(pair.only_second),
+            str(pair.both_no),
+            shown(pair.raw, ".1%"),
+            shown(pair.kappa, ".2f"),
+        ]
+        for pair in table.pairs
+    ]
+    headings = ["judges", "n", "both yes", "only first", "only second", "both no", "agree", "Cohen κ"]
+    note = (
+        f"All conditions. Krippendorff α of all judges: {shown(table.alpha, '.2f')}, n = {table.n} replies. Rows that "
+        f"a judge left open are left out. Intervals: {table.alpha.method}. –: undefined, since all verdicts are alike."
+    )
+    return Sheet(f"Agreement of the judges of {question}", note, headings, rows, 1)
 
 
 def _errors_sheet(labelled: Sequence[LabelledJudge]) -> Sheet:
