@@ -224,6 +224,8 @@ class RecordingConfig(Strict):
     """Trajectories per condition whose position rows are stored: a random sample …"""
     extreme_positions: int = Field(default=4, ge=0)
     """… and the ones with the largest temporal risk integral."""
+    wall_seconds: bool = True
+    """Record wall times, the only values that differ between two runs of one plan; without, tables are equal bytes."""
 
 
 class ExecutionConfig(Strict):

@@ -19,8 +19,8 @@ from dsprobe.attacks.base import Rendered
 from dsprobe.config import DecodingConfig, RecordingConfig
 from dsprobe.decoding import randomness
 from dsprobe.decoding.canvas import bucket_length, random_key
-from dsprobe.decoding.recorder import score_steps
-from dsprobe.decoding.records import NEVER, RowKey, TrajectoryBatch
+from dsprobe.decoding.recorder import score_steps, wall_seconds
+from dsprobe.decoding.records import F32, NEVER, RowKey, TrajectoryBatch
 from dsprobe.decoding.sampling import filter_logits, sample_inverse_cdf
 from dsprobe.decoding.vocabulary import VocabularyStatistics, vocabulary_statistics
 from dsprobe.decoding.watching import OnStep, StepSnapshot
@@ -63,7 +63,7 @@ def generate(
         steps.append(state.advance(recording, scorer))
         if on_step is not None:
             on_step(state.latest(steps[-1], scorer))
-    return _records(state, steps, scorer, time.perf_counter() - start)
+    return _records(state, steps, scorer, wall_seconds(time.perf_counter() - start, len(keys), recording))
 
 
 FREE = -1
@@ -196,7 +196,7 @@ class _State:
         return sample_inverse_cdf(torch.softmax(processed_BV, dim=-1), uniform_B)
 
 
-def _records(state: _State, steps: list[_Step], scorer: RiskScorer | None, seconds: float) -> TrajectoryBatch:
+def _records(state: _State, steps: list[_Step], scorer: RiskScorer | None, wall_seconds_B: F32) -> TrajectoryBatch:
     """Lay the steps out as a `TrajectoryBatch`; planes of a step hold values at its own position only."""
     rows, count = len(state.keys), len(steps)
     index_L = torch.arange(state.width, device=state.tokens_BL.device)
@@ -246,7 +246,7 @@ def _records(state: _State, steps: list[_Step], scorer: RiskScorer | None, secon
         risk_predicted_SB=risk_SB.cpu().numpy(),
         action_SB=np.zeros((count, rows), dtype=np.int8),
         margin_B=margin_B.cpu().numpy(),
-        wall_seconds_B=np.full(rows, seconds / rows, dtype=np.float32),
+        wall_seconds_B=wall_seconds_B,
         events=[[] for _ in state.keys],
     )
 

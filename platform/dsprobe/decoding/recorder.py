@@ -23,6 +23,7 @@ from dsprobe.decoding.records import (
     ACTION_REMASK,
     ACTION_REWRITE,
     BY_ATTACK,
+    F32,
     NEVER,
     TrajectoryBatch,
 )
@@ -209,7 +210,7 @@ class Recorder(Hook):
             risk_predicted_SB=_numpy(risk[1]),
             action_SB=_numpy(torch.stack(planes.action)),
             margin_B=_numpy(output.margin_B),
-            wall_seconds_B=np.full(len(canvas.keys), seconds / len(canvas.keys), dtype=np.float32),
+            wall_seconds_B=wall_seconds(seconds, len(canvas.keys), self._config),
             events=self._events,
             topk_tokens_SBLK=_numpy(torch.stack(planes.top_tokens)) if planes.top_tokens else None,
             topk_logprobs_SBLK=_numpy(torch.stack(planes.top_logprobs)) if planes.top_logprobs else None,
@@ -232,6 +233,11 @@ class Recorder(Hook):
             predicted_SB, attribution_SBL = score_steps(self._scorer, predicted_SBL, canvas.response_BL)
             risk = (committed_SB, predicted_SB)
         return *risk, attribution_SBL.masked_fill(~canvas.response_BL, torch.nan).half()
+
+
+def wall_seconds(seconds: float, rows: int, config: RecordingConfig) -> F32:
+    """Wall time of a batch divided by its rows, ``[B]``; NaN where clocks are not to be recorded."""
+    return np.full(rows, seconds / rows if config.wall_seconds else np.nan, dtype=np.float32)
 
 
 def score_steps(scorer: RiskScorer | None, tokens_SBL: Tensor, response_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,10 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +34,17 @@ _CONFLICT_RETRIES: Final = 5
 
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3"}
 """URL scheme → optional dependencies of this package."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectEntry:
+    """What a listing says of an object."""
+
+    name: str
+    """Relative to the store."""
+    bytes: int
+    modified: datetime
+    """When it was written, by the store's clock; aware, UTC."""
 
 
 class ObjectStore:
@@ -104,6 +117,32 @@ class ObjectStore:
                 return []
         names = (path[len(self.root) :].lstrip("/") for path in found)
         return sorted(name for name in names if not name.endswith(".tmp"))
+
+    def entries(self, folder: str) -> list[ObjectEntry]:
+        """All objects below a folder with size and age, sorted by name; temporary files included."""
+        self.fs.invalidate_cache()
+        with self.named("cannot be listed", folder):
+            try:
+                found = self.fs.find(self.path(folder), detail=True)
+            except FileNotFoundError:
+                return []
+        return [
+            ObjectEntry(name=path[len(self.root) :].lstrip("/"), bytes=facts["size"], modified=_modified(facts))
+            for path, facts in sorted(found.items())
+        ]
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Any]:
+        """Open an object for reading here and there, e.g. by `pyarrow.parquet.ParquetFile`; nothing is read ahead.
+
+        Yields:
+            A seekable binary file object.
+
+        Raises:
+            StorageError: It does not exist, or the store failed.
+        """
+        with self.named("cannot be read", name), self.fs.open(self.path(name), "rb") as source:
+            yield source
 
     def remove(self, name: str) -> None:
         """Delete an object; fine if it is gone already."""
@@ -232,6 +271,14 @@ def _connect(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise ConfigError(f"{url} is not a usable storage URL: {error}") from error
     return fs, root.rstrip("/")
+
+
+def _modified(facts: Mapping[str, Any]) -> datetime:
+    """The time of writing, under the name that the file system gives it."""
+    if "mtime" in facts:
+        return datetime.fromtimestamp(facts["mtime"], UTC)
+    written: datetime = facts["LastModified"] if "LastModified" in facts else facts["created"]
+    return written.astimezone(UTC)
 
 
 def _http_status(error: BaseException) -> int | None:
