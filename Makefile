@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow test-gpu lint types bench bench-gpu docs clean
+.PHONY: demo test test-slow test-gpu chaos fuzz lint types bench bench-gpu docs clean
 
 # torch first and pinned: any later requirement is then satisfied by it, and no CUDA wheels are fetched on a CPU machine.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -27,6 +27,14 @@ test-slow: $(VENV)/.installed
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu
+
+# A campaign of random kills and storage faults; the tables must be those of an undisturbed run, byte for byte.
+chaos: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.chaos
+
+# Coverage-guided fuzzing of everything that is read from files, a minute a target.
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m tests.hostile.fuzz all --seconds 60
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks import decoding, guardrails, judging, recording, sweep, sweep_layer
+from benchmarks import commit_latency, decoding, guardrails, judging, recording, reduce, sweep, sweep_layer
 
 if __name__ == "__main__":
     decoding.main()
     recording.main()
     guardrails.main()
     judging.main()
+    reduce.main()
+    commit_latency.main()
     sweep_layer.main()
     sweep.main()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tests.s3.rados_gateway import S3Server, s3_server, server_name
 
 from dsprobe.config import ModelConfig
 from dsprobe.models.base import LanguageModel
@@ -16,6 +17,18 @@ from dsprobe.models.load import load_model
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def pytest_report_header() -> str:
+    """Which S3 server the tests of storage talk to."""
+    return f"S3 server: {server_name()}"
+
+
+@pytest.fixture(scope="session", params=[server_name()], ids=lambda name: name.partition(",")[0])
+def gateway() -> Iterator[S3Server]:
+    """A running S3 server, named in the ids of the tests that use it."""
+    with s3_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def test_every_condition_of_the_published_layouts_runs(store):
 def test_the_report_of_real_prompts_withholds_their_text(store):
     plan, run, _ = store
     compact(run)
-    page = Path(write_report(run.url, show_text=False))
+    page = Path(write_report(run, show_text=False))
     written = page.read_text() + (page.parent / "report.md").read_text() + (page.parent / "summary.json").read_text()
     for key in plan.prompt_sets:
         for prompt in plan.prompt_sets[key].prompts:

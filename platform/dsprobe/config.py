@@ -7,9 +7,10 @@ registry when the plan is resolved.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 
 from dsprobe.errors import ConfigError
 
@@ -18,6 +19,8 @@ class Strict(BaseModel):
     """Immutable, typed, and strict about unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Keys that one may expect here → why there are none."""
 
 
 class Spec(BaseModel):
@@ -145,14 +148,18 @@ class PromptsConfig(Strict):
         return self.name or self.source
 
 
+MAX_STEPS: Final = 32_767
+"""Steps and response positions are stored in 16 bits."""
+
+
 class DecodingConfig(Strict):
     """How a canvas is decoded. Autoregressive models use `reply_length`, `temperature`, `top_p` and `top_k` only."""
 
     name: str = "default"
     """Label in results."""
-    steps: int | None = Field(default=32, ge=1)
+    steps: int | None = Field(default=32, ge=1, le=MAX_STEPS)
     """Denoising steps; `None` lets the schedule decide (dilated: rounds of each block)."""
-    reply_length: int = Field(default=42, ge=1)
+    reply_length: int = Field(default=42, ge=1, le=MAX_STEPS)
     """Response positions."""
     schedule: Spec = Spec(name="uniform")
     """How many positions a step commits."""
@@ -170,7 +177,7 @@ class DecodingConfig(Strict):
     """Classifier-free guidance weight w: logits = u + (1 + w)(c - u); 0 is off."""
     eos_early_stop: bool = False
     """Finish a row once everything left of its first end-of-text token is decided."""
-    max_extra_steps: int = Field(default=16, ge=0)
+    max_extra_steps: int = Field(default=16, ge=0, le=MAX_STEPS)
     """Bound on steps granted to rows that a guardrail re-masked."""
 
 
@@ -208,6 +215,47 @@ class RiskConfig(Strict):
     """θ: risk at or above it counts as harmful in the temporal measures."""
 
 
+RawKeep = Literal["steps", "topk", "hidden", "logits"]
+Bytes = Annotated[ByteSize, Field(gt=0)]
+"""A number of bytes, or a text with a unit: ``2GB``, ``64MiB``."""
+
+
+class RawConfig(Strict):
+    """Raw logs: what is stored of steps beside the tables. Nothing unless `keep` says so."""
+
+    keep: tuple[RawKeep, ...] = ()
+    """`steps`: every trajectory's steps and positions, for new statistics over old runs (`dsprobe reduce`). Of chosen
+    trajectories only: `topk` (needs `recording.top_k`), `hidden` (needs `recording.hidden_layers`) and `logits`."""
+    sample: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the trajectories in the random sample; the same ones whatever the shards."""
+    sample_rows: int = Field(default=0, ge=0)
+    """At least this many random trajectories of each shard."""
+    extreme: int = Field(default=0, ge=0)
+    """Beside the sample, the trajectories of each shard with the largest temporal risk integral."""
+    max_bytes: Bytes = ByteSize(10 * 10**9)
+    """Raw logs of the whole run at most; each shard gets an equal part."""
+    max_shard_bytes: Bytes = ByteSize(10**9)
+    """Raw logs of a shard at most. Trajectories that do not fit are counted and dropped, never step logs."""
+    max_batch_bytes: Bytes = ByteSize(4 * 10**9)
+    """Logits of one batch in memory at most; a plan that may need more is refused."""
+    flush_bytes: Bytes = ByteSize(64 * 10**6)
+    """A file is closed once it is this large and its trajectory is complete; a kill loses what is not closed."""
+
+    @model_validator(mode="after")
+    def _says_what_and_of_which(self) -> RawConfig:
+        chosen, vectors = self.sample > 0 or self.sample_rows or self.extreme, set(self.keep) - {"steps"}
+        if vectors and not chosen:
+            raise ConfigError(
+                f"recording.raw.keep: {', '.join(sorted(vectors))} would be kept of no trajectory; give `sample` (a "
+                "share), `sample_rows` or `extreme` (numbers per shard)."
+            )
+        if chosen and not vectors:
+            raise ConfigError(
+                "recording.raw chooses trajectories, and `keep` lists nothing to store of them: topk, hidden or logits."
+            )
+        return self
+
+
 class RecordingConfig(Strict):
     """What is kept of every step."""
 
@@ -226,6 +274,17 @@ class RecordingConfig(Strict):
     """… and the ones with the largest temporal risk integral."""
     wall_seconds: bool = True
     """Record wall times, the only values that differ between two runs of one plan; without, tables are equal bytes."""
+    raw: RawConfig = RawConfig()
+    """Raw logs, kept on demand."""
+
+    @model_validator(mode="after")
+    def _raw_logs_are_recorded(self) -> RecordingConfig:
+        needs = {"topk": ("top_k", bool(self.top_k)), "hidden": ("hidden_layers", bool(self.hidden_layers))}
+        for kind in self.raw.keep:
+            setting, there = needs.get(kind, ("enabled", self.enabled))
+            if not there:
+                raise ConfigError(f"recording.raw.keep: `{kind}` needs `recording.{setting}`, which is off.")
+        return self
 
 
 class ExecutionConfig(Strict):
@@ -248,6 +307,42 @@ class ExecutionConfig(Strict):
     """Trajectories per shard, the unit of retry and resume."""
     retries: int = Field(default=3, ge=0)
     """How often a failed shard is tried again."""
+    stall_s: float = Field(default=1800.0, ge=0.0)
+    """Seconds without a finished batch after which a replica counts as hung and is replaced; a process that does not
+    answer at all counts as hung after 2 minutes, or this if less. 0 waits without an end."""
+    window_mib: int = Field(default=256, ge=1)
+    """MiB of finished batches that may wait for a reducer; then its replicas wait for it."""
+
+
+class S3Config(Strict):
+    """How to reach an ``s3://`` root; what is not given comes from botocore's usual chain (environment, ``~/.aws``)."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("key", "secret", "token", "password", "access_key", "secret_key", "access_key_id", "secret_access_key",
+         "session_token", "aws_access_key_id", "aws_secret_access_key", "aws_session_token"),
+        "Credentials do not belong in a configuration, which is stored with the run. Give them the usual AWS way: "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ~/.aws/credentials, or an instance role.",
+    )  # fmt: skip
+
+    endpoint_url: str | None = None
+    """``http(s)://host:port`` of a server other than AWS's."""
+    region: str | None = None
+    profile: str | None = None
+    """Section of ``~/.aws/config`` and ``~/.aws/credentials``."""
+    deadline_s: float = Field(default=120.0, gt=0.0)
+    """Seconds for one request with all its retries."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _is_bare_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if "@" in value:
+            raise ConfigError(f"output.s3.endpoint_url must not hold credentials. {cls.refused['key']}")
+        if not value.startswith(("http://", "https://")):
+            raise ConfigError(f"output.s3.endpoint_url `{value}` must begin with http:// or https://.")
+        return value
 
 
 class OutputConfig(Strict):
@@ -255,13 +350,14 @@ class OutputConfig(Strict):
 
     root: str = "."
     """fsspec URL; the run lives under ``<root>/runs/<run_id>/``."""
+    s3: S3Config = S3Config()
 
 
 class RunConfig(Strict):
     """One experiment: prompts × attacks × models × decodings × guardrails, every step recorded."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     samples: int = Field(default=1, ge=1)
     """Trajectories per prompt and condition."""
     models: tuple[ModelConfig, ...] = Field(min_length=1)

@@ -7,11 +7,15 @@ give all combinations. A prompt set that names ``anchoring`` among its attacks g
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, Final
 
 from dsprobe.errors import ConfigError
 
 GRID: Final = "grid"
+MAX_POINTS: Final = 10_000
+"""Combinations of one grid at most: a few short lists multiply to more than can be run."""
+
 Sources = dict[str, str]
 
 
@@ -58,6 +62,9 @@ def _points(attack: dict[str, Any], index: int) -> Any:
         )
     if not attack.get("name"):
         raise ConfigError(f"attacks.{index}: a grid needs the `name` of an attack.")
+    points = math.prod(len(values) for values in grid.values())
+    if points > MAX_POINTS:
+        raise ConfigError(f"attacks.{index}.grid: {points} combinations. Allowed: {MAX_POINTS}.")
     base = {key: value for key, value in attack.items() if key not in (GRID, "alias", "family")}
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))

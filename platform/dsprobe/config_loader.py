@@ -17,6 +17,7 @@ from dsprobe.config import GuardrailConfig, ModelConfig, Spec
 from dsprobe.config_grid import expand_attacks
 from dsprobe.errors import ConfigError, unknown_name
 from dsprobe.strict_yaml import parse_yaml
+from dsprobe.untrusted import refuse_secrets
 
 ENVIRONMENT_PREFIX: Final = "DSPROBE_"
 
@@ -58,7 +59,7 @@ def load_config(
 
     Raises:
         ConfigError: The source, a key or a value is wrong; the message names it and the nearest match or what is
-            allowed.
+            allowed. Or a value is a secret; the message names its place alone.
     """
     origin, text = _read(source, recipes or {})
     tree = _Tree(schema)
@@ -68,6 +69,7 @@ def load_config(
     for override in overrides:
         path, value = _parse_override(override)
         tree.assign(path, value, "--set")
+    refuse_secrets(tree.value, f"Configuration `{source}`", environ)
     tree.sources = expand_attacks(tree.value, tree.sources)
     try:
         config = schema.model_validate(tree.value)
@@ -175,6 +177,8 @@ def _step(annotation: Any, part: str, place: str, origin: str) -> Any:
         return model.model_fields[part].annotation
     if model is None or model.model_config.get("extra") == "allow":
         return _item(annotation)
+    if part in (refused := getattr(model, "refused", {})):
+        raise ConfigError(f"{origin}: `{place}` has no key `{part}`. {refused[part]}")
     raise unknown_name(f"key in {place} of {origin}" if place else f"key in {origin}", part, model.model_fields)
 
 

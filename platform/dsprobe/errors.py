@@ -30,6 +30,10 @@ class StorageError(DSProbeError, RuntimeError):
     """Stored data is missing, damaged, or was written by a newer version."""
 
 
+class DamagedError(StorageError):
+    """Stored data is missing or is not what was written; `dsprobe verify` finds all such files of a run."""
+
+
 class IncompleteRunError(DSProbeError, RuntimeError):
     """Some units of work could not be finished; running the same command again resumes them. Exit code 1."""
 

@@ -17,6 +17,7 @@ from dsprobe.errors import ConfigError
 
 _TAG: Final = "tag:yaml.org,2002:"
 _PLAIN: Final = ("null", "bool", "int", "float", "str", "seq", "map")
+_HALF_PAIR: Final = re.compile("[\ud800-\udfff]")
 MAX_DEPTH: Final = 24
 MAX_VALUES: Final = 20_000
 """Aliases are expanded, so a short text can stand for a huge tree."""
@@ -96,6 +97,9 @@ class _Copier:
             raise ConfigError(f"{self._where}: more than {MAX_VALUES} values, aliases expanded.")
         if depth > MAX_DEPTH:
             raise ConfigError(f"{self._where}: nested too deeply, or within itself. Allowed: {MAX_DEPTH} levels.")
+        for text in (value,) if isinstance(value, str) else value if isinstance(value, dict) else ():
+            if _HALF_PAIR.search(text):
+                raise ConfigError(f"{self._where}: a text holds half a surrogate pair, which is no character.")
         if isinstance(value, dict):
             return {key: self.copy(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list):

@@ -21,6 +21,7 @@ import numpy as np
 
 from dsprobe.decoding.records import TrajectoryBatch
 from dsprobe.experiment.evaluated import EvaluatedBatch
+from dsprobe.storage.reducer import ReducerState
 
 LOG = "ACTOR_WORLD_LOG"
 
@@ -55,6 +56,12 @@ class FileStore:
     def committed(self) -> dict[str, Any]:
         return {p.stem: json.loads(p.read_text()) for p in sorted(self.folder.glob("*.json"))}
 
+    def committed_ids(self) -> set[str]:
+        return set(self.committed())
+
+    def is_committed(self, shard_id: str) -> bool:
+        return (self.folder / f"{shard_id}.json").exists()
+
     def open_attempt(self, shard_id: str) -> FileWriter:
         log("attempt", shard_id)
         return FileWriter(self, shard_id)
@@ -65,6 +72,7 @@ class FileWriter:
     store: FileStore
     shard_id: str
     digests: list[str] = field(default_factory=list)
+    state: ReducerState = field(default_factory=lambda: ReducerState(0.5))
 
     def add(self, batch: EvaluatedBatch) -> None:
         time.sleep(self.store.add_seconds)
@@ -73,6 +81,7 @@ class FileWriter:
             value = getattr(batch.trajectories, part.name)
             digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
         self.digests.append(digest.hexdigest())
+        self.state.update(batch)
         log("add", self.shard_id)
 
     def commit(self) -> bool:

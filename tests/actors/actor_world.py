@@ -29,7 +29,7 @@ from dsprobe.prompts.base import Prompt, PromptSet
 
 
 class ScriptedRunner:
-    """Yields deterministic batches; the attack's label says how: `steady`, `slow`, `boom`, `crash`, `big`."""
+    """Yields deterministic batches; the attack's label says how: `steady`, `slow`, `boom`, `crash`, `stuck`, `big`."""
 
     def __init__(self, plan: Plan, model: str, load: object) -> None:
         self.plan = plan
@@ -43,6 +43,8 @@ class ScriptedRunner:
                 raise ValueError("two plus\ntwo is five")
             if manner == "crash":
                 os._exit(13)
+            if manner == "stuck" and start > 0:
+                time.sleep(600)
             time.sleep(0.06 if manner == "slow" else 0)
             log("batch", shard.id, start)
             yield make_batch(shard, shard.rows[start : start + size], 4000 if manner == "big" else 16)

@@ -157,7 +157,7 @@ def test_a_batch_that_kills_its_replicas_is_given_up_and_spares_the_others(judgi
 
 
 def test_no_room_is_said_at_once(judging_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsprobe.actors.judge_replicas.PRIVATE_ROOM_LIMIT_S", 0.5)
+    monkeypatch.setattr("dsprobe.actors.room.PRIVATE_ROOM_LIMIT_S", 0.5)
     crowded = RAY.model_copy(update={"num_cpus": 3.0})
     with pytest.raises(PrerequisiteError, match=r"Asked for 2 replica.*--executor local"):
         judged(judge(), BATCHES[:2], crowded)
@@ -222,21 +222,22 @@ def test_replicas_that_came_up_are_ended_when_a_later_one_cannot_be_made(
 ) -> None:
     import ray
 
-    from dsprobe.actors.judge_replicas import _Dispatcher, _Slot
+    from dsprobe.actors.dispatching import Slot
+    from dsprobe.actors.judge_replicas import JudgeDispatcher
 
-    new_slot, made = _Dispatcher._new_slot, list[_Slot]()
+    new_slot, made = JudgeDispatcher._new_slot, list[Slot[int]]()
 
-    def second_fails(dispatcher: _Dispatcher) -> _Slot:
+    def second_fails(dispatcher: JudgeDispatcher, index: int) -> Slot[int]:
         if made:
             raise RuntimeError("no second")
-        made.append(new_slot(dispatcher))
+        made.append(new_slot(dispatcher, index))
         return made[0]
 
-    monkeypatch.setattr(_Dispatcher, "_new_slot", second_fails)
+    monkeypatch.setattr(JudgeDispatcher, "_new_slot", second_fails)
     with pytest.raises(RuntimeError, match="no second"):
         judged(judge(), BATCHES, RAY)
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(made[0].replica.ping.remote(), timeout=30)
+        ray.get(made[0].actor.ping.remote(), timeout=30)
 
 
 def test_equal_replies_are_asked_once(store: RunStore) -> None:

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.actors.actor_store import FileStore
+from tests.actors.actor_store import FileStore, FileWriter
 from tests.actors.actor_world import make_plan
 
 from dsprobe.actors.executor import Ledger, Progress, execute, missing_shards
 from dsprobe.config import ExecutionConfig
 from dsprobe.errors import IncompleteRunError
+from dsprobe.experiment.evaluated import EvaluatedBatch
 
 LOCAL = ExecutionConfig(executor="local", batch_size=2, retries=2)
 
@@ -51,6 +53,44 @@ def test_a_store_that_refuses_is_tried_again(tmp_path: Path) -> None:
     assert report.complete
     assert [f.attempts for f in report.retried] == [1, 2]
     assert "bucket is on holiday" in report.retried[0].reason
+
+
+def test_two_drivers_share_the_shards(tmp_path: Path) -> None:
+    """The other driver is always a little faster at first; who was too late goes on from the other end."""
+    plan, store = make_plan("steady", shards=6, execution=LOCAL), FileStore(tmp_path)
+
+    def other(progress: Progress) -> None:
+        if not added:
+            (tmp_path / "steady-1.json").write_text("[]")  # found committed before it is begun
+
+    def faster(self: FileWriter, batch: EvaluatedBatch) -> None:
+        added.append(self.shard_id)
+        if self.shard_id == "steady-0":
+            (tmp_path / "steady-0.json").write_text("[]")  # committed while it was generated here
+        real(self, batch)
+
+    added: list[str] = []
+    real = FileWriter.add
+    with mock.patch.object(FileWriter, "add", faster):
+        report = execute(plan, store, progress=other)
+    assert report.complete
+    assert set(report.elsewhere) == {"steady-0", "steady-1"}
+    assert report.done == ("steady-5", "steady-4", "steady-3", "steady-2")
+    assert "steady-1" not in added
+    assert set(report.skipped) == set(report.elsewhere)
+
+
+def test_an_own_commit_whose_answer_was_lost_is_not_taken_for_another_driver(tmp_path: Path) -> None:
+    plan, store = make_plan("steady", shards=1, execution=LOCAL), FileStore(tmp_path)
+    real = FileWriter.commit
+
+    def lost(self: FileWriter) -> bool:
+        real(self)
+        raise ConnectionError("the answer was lost")
+
+    with mock.patch.object(FileWriter, "commit", lost):
+        report = execute(plan, store, progress=quiet)
+    assert (report.done, report.elsewhere, len(report.retried)) == (("steady-0",), (), 1)
 
 
 def test_retries_are_bounded(tmp_path: Path) -> None:

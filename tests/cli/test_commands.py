@@ -78,7 +78,7 @@ def test_running_again_runs_nothing_and_a_lost_shard_alone_is_run_again(run):
     assert (repaired["shards_done"], repaired["shards_skipped"]) == (1, 9)
 
 
-def test_query_reduce_and_report_take_a_run(run):
+def test_query_compact_and_report_take_a_run(run):
     folder, outcome = run
     sql = "SELECT attack, count(*) AS n, avg(verdict_toy_oracle::INT) AS asr FROM trajectories WHERE harmful GROUP BY 1"
     rows = json.loads(dsprobe("query", outcome["run_id"], sql, "--json", cwd=folder).stdout)
@@ -86,7 +86,7 @@ def test_query_reduce_and_report_take_a_run(run):
     assert next(row["asr"] for row in rows if row["attack"] == "dija") > 0.8
     table = dsprobe("query", outcome["run_id"], "SELECT 1 AS one", cwd=folder)
     assert "one" in table.stdout
-    assert dsprobe("reduce", outcome["url"], cwd=folder).returncode == 0
+    assert dsprobe("compact", outcome["url"], cwd=folder).returncode == 0
     report = dsprobe("report", outcome["url"], cwd=folder)
     assert report.stdout.strip().endswith("index.html")
 

@@ -19,8 +19,9 @@ from dsprobe.config import RunConfig
 from dsprobe.config_loader import load_config
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.experiment.plan import resolve
+from dsprobe.storage.commit_record import WriterOptions
 from dsprobe.storage.compaction import compact
-from dsprobe.storage.run_store import RunStore, WriterOptions
+from dsprobe.storage.run_store import RunStore
 from dsprobe.storage.testing import synthetic_batch
 from dsprobe.sweeps.library import recipes, summary
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dsprobe.config import RunConfig
+from dsprobe.errors import ConfigError
 from dsprobe.experiment.hypothesis_conditions import answers
 from dsprobe.metrics.hypotheses import HYPOTHESES
 from dsprobe.metrics.intervals import Interval
@@ -61,6 +62,15 @@ def test_the_configuration_chooses_the_conditions():
         ("dija", "pad", "prefill"), ("dilated", "linear")
     )
     assert not found.missing
+
+
+def test_a_manifest_that_does_not_say_which_prompts_are_harmful_is_refused():
+    config = world.configured()
+    manifest = world.manifest_of(config)
+    first = min(manifest["prompt_sets"])
+    del manifest["prompt_sets"][first]["harmful"]
+    with pytest.raises(ConfigError, match=f"`{first}`"):
+        answers(RunConfig.model_validate(config), manifest)
 
 
 def test_where_the_hypotheses_hold_they_are_supported(holding):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from dsprobe.storage.commit_record import WriterOptions
 from dsprobe.storage.compaction import compact
-from dsprobe.storage.run_store import RunStore, WriterOptions
+from dsprobe.storage.run_store import RunStore
 from dsprobe.storage.testing import synthetic_batch, synthetic_condition
 
 OPTIONS = WriterOptions(threshold=0.5, sample_positions=3, extreme_positions=2)
@@ -113,3 +115,13 @@ def empty_run() -> Callable[[str], RunStore]:
 def attempt() -> Callable[[RunStore, str], bool]:
     """Write one attempt at a shard and commit it."""
     return write_shard
+
+
+@pytest.fixture
+def copied(fixtures: Path, tmp_path: Path) -> Callable[[str], RunStore]:
+    """A run that an earlier version wrote, as a copy: `copied("schema-1")`."""
+
+    def copy(name: str) -> RunStore:
+        return RunStore.at(str(shutil.copytree(fixtures / "runs" / name, tmp_path / name)))
+
+    return copy

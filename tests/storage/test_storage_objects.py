@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
-from s3fs.errors import translate_boto_error
 
 from dsprobe.errors import ConfigError, PrerequisiteError, StorageError
 from dsprobe.storage.objects import ObjectStore
@@ -102,43 +100,6 @@ def test_probe_unmasks_a_server_that_ignores_conditions(s3_root: str, monkeypatc
         store.probe()
 
 
-def _client_error(status: int, code: str) -> Exception:
-    response = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    error: Exception = translate_boto_error(ClientError(response, "PutObject"))
-    return error
-
-
-def test_a_refused_put_is_told_by_its_http_status(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real servers give another exception than moto does; only the status is the same."""
-    store = ObjectStore(s3_root)
-    store.put("x", b"theirs")
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise _client_error(412, "PreconditionFailed")
-
-    monkeypatch.setattr(store.fs, "call_s3", refuse)
-    assert store.put_if_absent("x", b"ours") is False
-    assert store.put_if_absent("x", b"theirs") is True  # a retried request whose first answer was lost
-
-
-def test_a_conflicting_put_is_tried_again_and_other_errors_surface(
-    s3_root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = ObjectStore(s3_root)
-    call, statuses = store.fs.call_s3, [409, 409]
-
-    def conflict(*args: Any, **kwargs: Any) -> Any:
-        if statuses:
-            raise _client_error(statuses.pop(), "ConditionalRequestConflict")
-        return call(*args, **kwargs)
-
-    monkeypatch.setattr(store.fs, "call_s3", conflict)
-    assert store.put_if_absent("x", b"1") is True
-    statuses.append(500)
-    with pytest.raises(StorageError, match="HTTP 500"):
-        store.put_if_absent("y", b"1")
-
-
 def test_a_store_without_atomic_create_is_refused() -> None:
     store = ObjectStore("data://x")
     with pytest.raises(StorageError, match="`data` store has no atomic create"):
@@ -151,9 +112,7 @@ def test_unknown_schemes_and_missing_packages_say_what_to_do(monkeypatch: pytest
     for name in [name for name in sys.modules if name.split(".")[0] == "s3fs"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    from fsspec.registry import _registry
-
-    monkeypatch.delitem(_registry, "s3", raising=False)
+    monkeypatch.delitem(sys.modules, "dsprobe.storage.s3_objects", raising=False)
     with pytest.raises(PrerequisiteError, match=r"dsprobe\[s3\]"):
         ObjectStore("s3://bucket/x")
 

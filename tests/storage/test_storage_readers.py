@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +13,16 @@ import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from dsprobe.errors import ConfigError, StorageError
-from dsprobe.storage.query import read_table
+from dsprobe.errors import ConfigError, DamagedError, StorageError
+from dsprobe.storage.query import iter_table, read_table
 from dsprobe.storage.run_store import RunStore
 from dsprobe.storage.schemas import TABLES, TableKind, check_schema, schema, write_parquet
+from dsprobe.storage.table_index import current_index
 
 MakeRun = Callable[..., RunStore]
 
@@ -79,11 +84,11 @@ def test_encodings_and_metadata_are_the_documented_ones(store: RunStore) -> None
     assert all(field.metadata[b"note"] for field in arrow)
 
 
-def test_newer_older_and_foreign_files_are_refused() -> None:
+def test_newer_and_foreign_files_are_refused() -> None:
     with pytest.raises(StorageError, match="schema version 12"):
         check_schema({b"dsprobe.schema_version": b"12"}, "a.parquet")
-    with pytest.raises(StorageError, match=r"a\.parquet has schema version 1, and this dsprobe reads version 2"):
-        check_schema({b"dsprobe.schema_version": b"1"}, "a.parquet")
+    with pytest.raises(StorageError, match=r"a\.parquet is not a dsprobe table"):
+        check_schema({b"dsprobe.schema_version": b"0"}, "a.parquet")
     with pytest.raises(StorageError, match=r"a\.parquet is not a dsprobe table"):
         check_schema(None, "a.parquet")
 
@@ -93,3 +98,22 @@ def test_wrong_columns_and_kinds_are_refused(tmp_path: Path) -> None:
         schema("step")
     with pytest.raises(StorageError, match="has columns"):
         write_parquet(schema("steps").empty_table(), "positions", tmp_path / "x.parquet", run_id="r")
+
+
+@pytest.mark.parametrize("columns", [None, ["prompt_id", "text"]])
+def test_texts_that_are_not_utf8_are_damage_even_where_the_digest_agrees(
+    store: RunStore, columns: list[str] | None
+) -> None:
+    index = current_index(store.objects)
+    entry = index.tables["trajectories"][0]
+    table = pq.read_table(store.objects.path(entry["path"]), partitioning=None)
+    place = table.schema.get_field_index("text")
+    texts = pa.array([b"\xff\xfe"] * table.num_rows, pa.binary()).view(pa.string())
+    sink = io.BytesIO()
+    pq.write_table(table.set_column(place, table.schema.field(place), texts), sink)
+    store.objects.put(entry["path"], sink.getvalue())
+    facts = json.loads(index.to_json())
+    facts["tables"]["trajectories"][0] |= {"sha256": hashlib.sha256(sink.getvalue()).hexdigest()}
+    store.objects.put(index.name, json.dumps(facts).encode())
+    with pytest.raises(DamagedError, match=entry["path"]):
+        list(iter_table(store, "trajectories", columns=columns))

@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 
 from dsprobe.config import RunConfig
 from dsprobe.errors import ConfigError, StorageError
-from dsprobe.storage.compaction import CURRENT, compact, current_files, digest
+from dsprobe.storage.commit_record import WriterOptions
+from dsprobe.storage.compaction import compact, digest
 from dsprobe.storage.derived import step_values
 from dsprobe.storage.query import open_run, query, read_table
-from dsprobe.storage.run_store import RunStore, WriterOptions, commit_name
+from dsprobe.storage.run_store import RunStore, commit_name
 from dsprobe.storage.schemas import TABLES
 from dsprobe.storage.selection import Candidate, select
+from dsprobe.storage.table_index import current_files, newest_index
 from dsprobe.storage.tables import trajectories_table
 from dsprobe.storage.testing import synthetic_batch, synthetic_condition
 
@@ -99,13 +101,15 @@ def test_a_commit_whose_answer_is_lost_keeps_its_files(
     monkeypatch.setattr(store.objects, "put_if_absent", lost)
     with pytest.raises(StorageError, match="connection lost"):
         attempt(store, "direct-0")
+    monkeypatch.undo()
     compact(store)
     assert read_table(store, "trajectories").num_rows == 8
 
 
 KILLED = """
 import sys, time
-from dsprobe.storage.run_store import RunStore, WriterOptions
+from dsprobe.storage.commit_record import WriterOptions
+from dsprobe.storage.run_store import RunStore
 from dsprobe.storage.testing import synthetic_batch
 options = WriterOptions(threshold=0.5, sample_positions=3, extreme_positions=2)
 writer = RunStore(sys.argv[1], sys.argv[2], options).open_attempt("direct-0")
@@ -234,7 +238,7 @@ def test_damaged_files_are_named(local_root: str, make_run: MakeRun) -> None:
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(StorageError, match=f"{name} is damaged"):
-        compact(store)
+        compact(store, rebuild=True)
     table = Path(store.url, current_files(store.objects, "steps")[0]["path"])
     table.write_bytes(table.read_bytes()[:-9])
     with pytest.raises(StorageError, match=f"{table} is damaged"):
@@ -248,7 +252,9 @@ def test_damaged_files_are_named(local_root: str, make_run: MakeRun) -> None:
 
 def test_newer_formats_are_refused_by_version(local_root: str, make_run: MakeRun) -> None:
     store = make_run(local_root)
-    for name, key in ((commit_name("direct-0"), "commit record"), (CURRENT, "table index")):
+    index = newest_index(store.objects)
+    assert index is not None
+    for name, key in ((commit_name("direct-0"), "commit record"), (index.name, "table index")):
         path = Path(store.url, name)
         path.write_text(json.dumps({**json.loads(path.read_text()), "version": 7}))
         with pytest.raises(StorageError, match=f"{key} version 7"):
@@ -267,8 +273,9 @@ def test_stale_tables_are_replaced(
     before = set(store.objects.list("tables"))
     make_run(local_root)
     after = set(store.objects.list("tables"))
-    assert after & before == {CURRENT}
-    assert after == {CURRENT} | {e["path"] for k in TABLES for e in current_files(store.objects, k)}
+    indexes = [f"tables/_index-{generation:08d}.json" for generation in (1, 2)]
+    assert after & before == {indexes[0]}
+    assert after == {*indexes, *(e["path"] for k in TABLES for e in current_files(store.objects, k))}
 
 
 def test_sql_sees_the_tables_of_every_store(root: str, make_run: MakeRun) -> None:

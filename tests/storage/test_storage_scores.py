@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsprobe.errors import StorageError
-from dsprobe.storage.compaction import compact, current_files, digest
+from dsprobe.storage.commit_record import WriterOptions
+from dsprobe.storage.compaction import compact, digest
 from dsprobe.storage.derived import step_values
+from dsprobe.storage.lockstep import Lockstep
 from dsprobe.storage.query import query, read_table, run_judges
-from dsprobe.storage.run_store import RunStore, WriterOptions
+from dsprobe.storage.run_store import RunStore
 from dsprobe.storage.scores import (
-    JudgeScores,
     committed_replies,
     reply_digest,
     score_records,
     with_scores,
     write_scores,
 )
+from dsprobe.storage.table_index import current_files
 from dsprobe.storage.tables import trajectories_table
 from dsprobe.storage.testing import synthetic_batch
 
@@ -198,22 +201,11 @@ def test_no_key_leaves_its_folder(local_root: str, attempt: Attempt, judge: str)
     assert sorted(seen(store, judge)) == sorted(expected(scores_of(store)))
 
 
-class _Loaded(JudgeScores):
-    """Scores that were read already."""
-
-    def __init__(self, judge: str, table: pa.Table) -> None:
-        self.record = type("Record", (), {"judge": judge})()
-        self._table = table
-
-    def table(self, condition: str | None = None) -> pa.Table:
-        return self._table
-
-
 @given(data=st.data())
 def test_the_join_is_the_plain_one(data: st.DataObject) -> None:
     batch = synthetic_batch(data.draw(st.integers(0, 5)), rows=8)
     rows = trajectories_table(batch, step_values(batch.trajectories))
-    known = data.draw(st.lists(st.sampled_from(range(10)), unique=True))
+    known = sorted(data.draw(st.lists(st.sampled_from(range(10)), unique=True)))
     keys = [("p0000" + str(row // 2), row % 2) for row in known]
     texts = [data.draw(st.sampled_from([f"reply {prompt} Ω <b>\n", "other"])) for prompt, _ in keys]
     values = [data.draw(st.sampled_from([True, False, None])) for _ in keys]
@@ -224,7 +216,12 @@ def test_the_join_is_the_plain_one(data: st.DataObject) -> None:
         "value": pa.array(values, pa.bool_()),
         "score": pa.array([float(row) for row in known], pa.float32()),
     })  # fmt: skip
-    found = with_scores(rows, batch.condition.id, [_Loaded("late", scores)], "run")
+    cuts = sorted(data.draw(st.lists(st.integers(0, 8), max_size=3)))
+    pieces = data.draw(st.integers(1, 11))
+    stream = [scores.slice(start, pieces) for start in range(0, len(keys), pieces)]
+    late = Lockstep(stream, scores.schema)
+    chunks = [rows.slice(low, high - low) for low, high in pairwise([0, *cuts, 8])]
+    found = pa.concat_tables(with_scores(chunk, {"late": late}, "run") for chunk in chunks).unify_dictionaries()
     plain = {key: (value, float(row)) for key, text, value, row in zip(keys, texts, values, known, strict=True)
              if text != "other"}  # fmt: skip
     for row in found.select(["prompt_id", "sample", "verdict_late", "score_late"]).to_pylist():

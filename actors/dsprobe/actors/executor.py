@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dsprobe.actors.writing import Store
 from dsprobe.errors import IncompleteRunError
 from dsprobe.experiment.plan import Plan, Shard
+from dsprobe.storage.merged_state import MergedState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,9 @@ class Progress:
     shards_done: int
     """Committed by this execution."""
     shards_skipped: int
-    """Committed before this execution started."""
+    """Not committed by this execution, but before it started or by another driver meanwhile."""
+    shards_elsewhere: int
+    """Those of them that another driver of the run committed meanwhile."""
     shards_failed: int
     """Given up."""
     retries: int
@@ -70,12 +73,16 @@ class ExecutionReport:
     done: tuple[str, ...]
     """Shards committed by this execution, in order of completion."""
     skipped: tuple[str, ...]
-    """Shards that were committed before."""
+    """Shards that were committed before, or by another driver meanwhile."""
+    elsewhere: tuple[str, ...]
+    """Those of them that another driver of the same run committed meanwhile."""
     failed: tuple[Failure, ...]
     """Shards given up, with the last reason."""
     retried: tuple[Failure, ...]
     """Attempts that were repeated, in order."""
     wall_seconds: float
+    merged: MergedState = field(default_factory=MergedState)
+    """Statistics of shards that this execution committed; tables can be made of them without reading these again."""
 
     @property
     def complete(self) -> bool:
@@ -98,7 +105,7 @@ class ExecutionReport:
 
 def missing_shards(plan: Plan, store: Store) -> list[Shard]:
     """Shards of the plan that have no commit record, in plan order."""
-    committed = store.committed()
+    committed = store.committed_ids()
     return [shard for shard in plan.shards if shard.id not in committed]
 
 
@@ -141,13 +148,16 @@ class Ledger:
 
     def __init__(self, plan: Plan, missing: Sequence[Shard], progress: Callable[[Progress], None]) -> None:
         self.pending = deque(missing)
+        self.merged = MergedState()
         missing_ids = {shard.id for shard in missing}
         self._plan = plan
         self._skipped = [shard for shard in plan.shards if shard.id not in missing_ids]
+        self._elsewhere: list[Shard] = []
         self._done: list[Shard] = []
         self._failed: list[tuple[Shard, Failure]] = []
         self._retried: list[Failure] = []
         self._charges: Counter[str] = Counter()
+        self._trajectories = Counter(total=_rows(plan.shards), skipped=_rows(self._skipped))
         self._progress = progress
         self._start = time.monotonic()
         self.tick()
@@ -155,6 +165,17 @@ class Ledger:
     def done(self, shard: Shard) -> None:
         """Record a committed shard."""
         self._done.append(shard)
+        self._trajectories["done"] += len(shard.rows)
+        self.tick()
+
+    def elsewhere(self, shard: Shard) -> None:
+        """Record a shard that another driver of the same run committed meanwhile."""
+        if self._charges[shard.id]:  # or an attempt of this one, whose answer was lost
+            self.done(shard)
+            return
+        self._skipped.append(shard)
+        self._elsewhere.append(shard)
+        self._trajectories["skipped"] += len(shard.rows)
         self.tick()
 
     def failed(self, shard: Shard, reason: str, *, retry: bool, traceback: str = "") -> None:
@@ -179,6 +200,7 @@ class Ledger:
             self.pending.append(shard)
         else:
             self._failed.append((shard, failure))
+            self._trajectories["failed"] += len(shard.rows)
         self.tick()
 
     def requeue(self, shard: Shard) -> None:
@@ -192,12 +214,13 @@ class Ledger:
                 shards_total=len(self._plan.shards),
                 shards_done=len(self._done),
                 shards_skipped=len(self._skipped),
+                shards_elsewhere=len(self._elsewhere),
                 shards_failed=len(self._failed),
                 retries=len(self._retried),
-                trajectories_total=_rows(self._plan.shards),
-                trajectories_done=_rows(self._done),
-                trajectories_skipped=_rows(self._skipped),
-                trajectories_failed=_rows([shard for shard, _ in self._failed]),
+                trajectories_total=self._trajectories["total"],
+                trajectories_done=self._trajectories["done"],
+                trajectories_skipped=self._trajectories["skipped"],
+                trajectories_failed=self._trajectories["failed"],
                 elapsed_s=time.monotonic() - self._start,
             )
         )
@@ -207,9 +230,11 @@ class Ledger:
         return ExecutionReport(
             done=tuple(shard.id for shard in self._done),
             skipped=tuple(shard.id for shard in self._skipped),
+            elsewhere=tuple(shard.id for shard in self._elsewhere),
             failed=tuple(failure for _, failure in self._failed),
             retried=tuple(self._retried),
             wall_seconds=time.monotonic() - self._start,
+            merged=self.merged,
         )
 
 

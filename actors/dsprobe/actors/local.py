@@ -1,4 +1,8 @@
-"""The executor without Ray: one shard after the other, in this process."""
+"""The executor without Ray: one shard after the other, in this process.
+
+Any number of such processes may work on one run. Who was too late for a shard goes on from the other end, so that two
+drivers meet once instead of racing for every shard.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,21 @@ def run_locally(plan: Plan, store: Store, ledger: Ledger) -> None:
         while ledger.pending:
             shard = ledger.pending.popleft()
             try:
-                write_shard(store, shard.id, models.run(plan, shard))
+                if store.is_committed(shard.id):
+                    ledger.elsewhere(shard)
+                    continue
+                written = write_shard(store, shard.id, models.run(plan, shard))
             except StorageError as error:
                 ledger.failed(shard, describe(error), retry=True, traceback=traceback.format_exc())
             except Exception as error:  # noqa: BLE001 - one shard's bug must not end the others
                 ledger.failed(shard, describe(error), retry=False, traceback=traceback.format_exc())
             else:
-                ledger.done(shard)
+                if written.won:
+                    ledger.merged.add(shard.id, written.state)
+                    ledger.done(shard)
+                else:
+                    ledger.elsewhere(shard)
+                    ledger.pending.reverse()
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from dsprobe.actors.dispatching import START_LIMIT_S
 from dsprobe.actors.replica import Replica, ReplicaInfo, ReplicaSpec
-from dsprobe.actors.room import capacity, describe_room, is_free
-from dsprobe.actors.session import NAMESPACE
+from dsprobe.actors.room import await_room, describe_room
+from dsprobe.actors.session import LOGGER, NAMESPACE
 from dsprobe.config import ExecutionConfig, ModelConfig
 from dsprobe.errors import ConfigError, PrerequisiteError, unknown_name
 from dsprobe.models.base import LanguageModel
@@ -22,8 +23,6 @@ from dsprobe.models.base import LanguageModel
 P = ParamSpec("P")
 T = TypeVar("T")
 
-START_LIMIT_S = 120.0
-"""How long a replica's process may take to come up once it has its resources."""
 STOP_LIMIT_S = 15.0
 """How long a stopped pool may take to give its names back."""
 
@@ -72,7 +71,15 @@ class ReplicaPool:
         existing = _members(name)
         if existing:
             _check_spec(name, spec, _info(existing[min(existing)]).spec)
-        _await_room(name, spec, execution.replicas, room_limit_s)
+        wanted = set(range(execution.replicas))
+        await_room(
+            f"replica pool `{name}`",
+            spec,
+            len(wanted),
+            lambda: len(wanted - _members(name).keys()),
+            limit_s=room_limit_s,
+            remedy="Lower `execution.replicas`, `num_gpus` or `num_cpus`, stop other pools, or add nodes.",
+        )
         pool = cls(name, spec, [_start(name, i, spec) for i in range(execution.replicas)])
         pool._await_ready(new=set(range(execution.replicas)) - existing.keys())
         for replica in pool.replicas:
@@ -139,12 +146,17 @@ class ReplicaPool:
         self.replicas = []
 
     def _await_ready(self, new: set[int]) -> None:
-        pings: dict[ObjectRef[int], int] = {r.ping.remote(): i for i, r in enumerate(self.replicas)}
+        """Wait until all replicas answer; one that dies meanwhile is started once more."""
+        for index, error in self._pinged(new, range(len(self.replicas))):
+            LOGGER.info("A replica of pool `%s` did not start, and is started once more: %s", self.name, error)
+            self.replicas[index] = _start(self.name, index, self.spec)
+            for _, again in self._pinged(new, [index]):
+                raise PrerequisiteError(f"A replica of pool `{self.name}` did not start: {again}") from again
+
+    def _pinged(self, new: set[int], indices: Sequence[int]) -> list[tuple[int, RayError]]:
+        """Index and error of replicas that are dead instead of answering."""
+        pings: dict[ObjectRef[int], int] = {self.replicas[i].ping.remote(): i for i in indices}
         ready, late = ray.wait(list(pings), num_returns=len(pings), timeout=START_LIMIT_S)
-        try:
-            ray.get(ready)
-        except RayError as error:
-            raise PrerequisiteError(f"A replica of pool `{self.name}` did not start: {error}") from error
         if late:
             for index in new & {pings[ref] for ref in late}:
                 ray.kill(self.replicas[index])
@@ -152,21 +164,13 @@ class ReplicaPool:
                 f"{len(late)} of {len(pings)} replicas of pool `{self.name}` did not answer within "
                 f"{START_LIMIT_S:.0f} s. {describe_room(self.spec, len(pings))}"
             )
-
-
-def _await_room(name: str, spec: ReplicaSpec, replicas: int, limit_s: float) -> None:
-    """Wait until the replicas fit: a pending actor would wait without an end and without a word."""
-    deadline = time.monotonic() + limit_s
-    while True:
-        missing = replicas - len(_members(name).keys() & set(range(replicas)))
-        if missing <= 0 or (capacity(spec) >= replicas and is_free(spec, missing)):
-            return
-        if time.monotonic() > deadline:
-            raise PrerequisiteError(
-                f"No room for replica pool `{name}`. {describe_room(spec, replicas)} Lower `execution.replicas`, "
-                "`num_gpus` or `num_cpus`, stop other pools, or add nodes."
-            )
-        time.sleep(0.25)
+        dead = []
+        for ref in ready:
+            try:
+                ray.get(ref)
+            except RayError as error:
+                dead.append((pings[ref], error))
+        return dead
 
 
 def _check_spec(name: str, asked: ReplicaSpec, running: ReplicaSpec) -> None:

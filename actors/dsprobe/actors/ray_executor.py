@@ -1,43 +1,41 @@
 """The executor on Ray: shards go to replicas, their streams to reducers, and what dies is replaced and repeated.
 
-The driver moves no data. For every shard it asks a reducer to pull the stream from a replica, and keeps each replica
-one shard ahead, so that a replica generates while its previous shard is being committed.
+The driver moves no data. For every shard it asks a reducer to take the stream of a replica, and keeps each replica one
+shard ahead, so that a replica generates while its previous shard is being committed. Shards of one condition go to one
+reducer as long as it keeps up, so that few reducers hold statistics of a condition; at the end they are merged as a
+tree, log2(reducers) rounds deep.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import traceback
+from collections import Counter
+from typing import Any
 
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
+from dsprobe.actors.dispatching import LOOKAHEAD, Assignment, Dispatcher, Slot
 from dsprobe.actors.executor import Ledger
-from dsprobe.actors.pool import START_LIMIT_S, ReplicaPool
-from dsprobe.actors.reducer import Job, Outcome, Reducer
-from dsprobe.actors.room import describe_room
+from dsprobe.actors.pool import ReplicaPool
+from dsprobe.actors.reducer import Job, Outcome, Reducer, outcome_of
+from dsprobe.actors.room import describe_room, room_limit
 from dsprobe.actors.session import ray_session
 from dsprobe.actors.writing import Store, describe
-from dsprobe.errors import PrerequisiteError
+from dsprobe.errors import PrerequisiteError, StorageError
 from dsprobe.experiment.plan import Plan, Shard
+from dsprobe.storage.merged_state import MergedState
 
-if TYPE_CHECKING:
-    from dsprobe.actors.replica import Replica
-
-LOOKAHEAD = 2
-"""Shards handed to a replica: the one under way and the next."""
 REPLICAS_PER_REDUCER = 4
 """A reducer writes several streams on threads; beyond a few they wait for each other in Python."""
+MAX_WAITS = 10
+"""Replicas that may be lost while a shard waits for its turn, before a loss is charged to it all the same."""
 VISIBLE_LIMIT_S = 40.0
 """How long a commit may take to be seen from here; network file systems cache folders for half a minute."""
-PRIVATE_ROOM_LIMIT_S = 3.0
-"""A private instance does not grow; the wait covers the stop of an earlier pool."""
-CLUSTER_ROOM_LIMIT_S = 120.0
-"""Patience with a shared cluster: others may be finishing, or its autoscaler may be adding nodes."""
 
 
 def run_on_ray(plan: Plan, store: Store, ledger: Ledger) -> None:
@@ -49,43 +47,20 @@ def run_on_ray(plan: Plan, store: Store, ledger: Ledger) -> None:
     """
     execution = plan.config.execution
     with ray_session(execution):
-        limit = PRIVATE_ROOM_LIMIT_S if execution.address == "local" else CLUSTER_ROOM_LIMIT_S
+        limit = room_limit(execution)
         pool = ReplicaPool.get_or_create(execution.pool, execution, plan.config.models, room_limit_s=limit)
-        dispatcher = Dispatcher(plan, store, ledger, pool)
+        dispatcher = ShardDispatcher(plan, store, ledger, pool)
         try:
             dispatcher.run()
+            ledger.merged.absorb(dispatcher.merged())
         finally:
             dispatcher.close()
 
 
-@dataclass(eq=False, slots=True)
-class _Assignment:
-    shard: Shard
-    slot: _Slot
-    replica: ActorHandle[Replica]
-    reducer: ActorHandle[Reducer]
-    culprit: bool = False
-    """The shard that its replica was working on when it died."""
+class ShardDispatcher(Dispatcher[Shard]):
+    """Runs shards on a pool's replicas.
 
-
-@dataclass(eq=False, slots=True)
-class _Slot:
-    """A replica's place in the pool; outlives the replica."""
-
-    index: int
-    replica: ActorHandle[Replica]
-    starting: ObjectRef[int] | None = None
-    """Answer of a successor that is coming up; work waits for it."""
-    since: float = 0.0
-    work: list[_Assignment] = field(default_factory=list)
-    """Oldest first, which is the order in which the replica runs them."""
-
-
-class Dispatcher:
-    """Hands out shards, settles outcomes, replaces the dead.
-
-    Every loss of a replica is charged to one shard, the one it was running, and every loss of a reducer to the shards
-    it was writing, so losses end either in success or in a reported failure.
+    A loss of a replica is charged to the shard it had begun with, a loss of a reducer to the shards it was writing.
 
     Args:
         plan: The plan; put into the object store once.
@@ -95,134 +70,146 @@ class Dispatcher:
     """
 
     def __init__(self, plan: Plan, store: Store, ledger: Ledger, pool: ReplicaPool) -> None:
+        slots: list[Slot[Shard]] = [Slot(index, replica) for index, replica in enumerate(pool.replicas)]
+        super().__init__(ledger.pending, slots, plan.config.execution.stall_s)
         self._plan_ref = ray.put(plan)
-        self._store = store
-        self._ledger = ledger
-        self._pool = pool
-        self._slots = [_Slot(index, replica) for index, replica in enumerate(pool.replicas)]
-        count = math.ceil(len(self._slots) / REPLICAS_PER_REDUCER)
-        self._reducers = [self._new_reducer() for _ in range(count)]
+        self._store, self._ledger, self._pool = store, ledger, pool
+        self._window_bytes = plan.config.execution.window_mib << 20
+        self._streams = LOOKAHEAD * min(len(slots), REPLICAS_PER_REDUCER)
+        self._pings: dict[ActorHandle[Reducer], ObjectRef[None]] = {}
+        """Answered once a reducer's process is up."""
+        self._reducers = [self._new_reducer() for _ in range(math.ceil(len(slots) / REPLICAS_PER_REDUCER))]
+        self._place = {condition: index for index, condition in enumerate(plan.conditions)}
+        self._writing: dict[Assignment[Shard], ActorHandle[Reducer]] = {}
+        self._waits: Counter[str] = Counter()
         self._proven: set[ActorHandle[Reducer]] = set()
-        self._inflight: dict[ObjectRef[Outcome], _Assignment] = {}
 
-    def run(self) -> None:
-        """Work until nothing is pending or in flight.
+    def submit(self, assignment: Assignment[Shard]) -> ObjectRef[Any] | None:
+        """Ask a reducer to take the shard's stream from the replica, unless another driver was faster."""
+        shard = assignment.item
+        try:
+            if self._store.is_committed(shard.id):
+                self._ledger.elsewhere(shard)
+                return None
+        except StorageError as error:
+            self._ledger.failed(shard, describe(error), retry=True, traceback=traceback.format_exc())
+            return None
+        reducer = self._writing[assignment] = self._reducer_for(shard)
+        answer: ObjectRef[Outcome] = reducer.reduce.remote(
+            assignment.actor, Job(shard_id=shard.id, plan=self._plan_ref, shard=ray.put(shard))
+        )
+        return answer
 
-        Raises:
-            PrerequisiteError: No replica is left and no successor comes up, or reducers write to a place that is not
-                the driver's.
+    def settle(self, assignment: Assignment[Shard], answer: ObjectRef[Any]) -> None:
+        """Enter the outcome into the ledger, and replace what it says is lost."""
+        shard, reducer = assignment.item, self._writing.pop(assignment)
+        try:
+            outcome: Outcome = ray.get(answer)
+        except RayTaskError as error:  # the call itself failed before it began
+            outcome = outcome_of(error)
+        except RayError as error:
+            self._replace_reducer(reducer)
+            outcome = Outcome(status="storage", reason=f"reducer lost ({type(error).__name__})")
+        if outcome.status == "lost":
+            self.lose(assignment)
+        if outcome.status == "done":
+            self._prove(shard, reducer)
+            (self._ledger.done if outcome.won else self._ledger.elsewhere)(shard)
+        elif outcome.status == "lost" and not self._is_charged(shard, outcome):
+            self._ledger.requeue(shard)
+        else:
+            retry = outcome.status != "raised"
+            self._ledger.failed(shard, outcome.reason, retry=retry, traceback=outcome.traceback)
+
+    def _is_charged(self, shard: Shard, outcome: Outcome) -> bool:
+        """Whether the loss of a replica is this shard's: it had begun with it, or never gets to begin."""
+        self._waits[shard.id] += not outcome.begun
+        return outcome.begun or self._waits[shard.id] > MAX_WAITS
+
+    def start(self, slot: Slot[Shard]) -> ActorHandle[Any]:
+        """Start a successor under the lost replica's name."""
+        ray.kill(slot.actor)  # one out of reach must not keep its resources and its name
+        return self._pool.replace(slot.index)
+
+    def explain(self) -> str:
+        """Which pool, and what the cluster has."""
+        return f"Pool `{self._pool.name}`: {describe_room(self._pool.spec, len(self.slots))}"
+
+    def helpers(self) -> list[ActorHandle[Any]]:
+        """The reducers that have come up: a busy machine may take longer to start one than a hung one is given."""
+        pings = [self._pings[reducer] for reducer in self._reducers]
+        up = set(ray.wait(pings, num_returns=len(pings), timeout=0)[0])
+        return [reducer for reducer, ping in zip(self._reducers, pings, strict=True) if ping in up]
+
+    def tick(self) -> None:
+        """Report progress."""
+        self._ledger.tick()
+
+    def merged(self) -> MergedState:
+        """Statistics of the shards that living reducers committed, merged as a tree; the reducers forget them.
+
+        A reducer that dies takes its part along, which then is read from the committed shards.
         """
-        while self._ledger.pending or self._inflight:
-            self._assign()
-            starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
-            waiting: list[ObjectRef[Any]] = [*self._inflight, *starting]
-            ready, _ = ray.wait(waiting, timeout=1.0)
-            for ref in ready:
-                if ref in starting:
-                    self._welcome(starting[ref], ref)
-                else:
-                    self._settle(ref)
-            self._check_alive()
-            self._ledger.tick()
+        level = list(self._reducers)
+        while len(level) > 1:
+            pairs = list(zip(level[::2], level[1::2], strict=False))
+            steps: list[ObjectRef[None]] = [left.absorb.remote(right.hand_over.remote()) for left, right in pairs]
+            for step in steps:
+                _reached(step)
+            level = level[::2]
+        merged: MergedState | None = _reached(level[0].hand_over.remote())
+        return merged or MergedState()
 
     def close(self) -> None:
         """End the reducers; Ray then closes their streams, and the replicas are free again."""
         for reducer in self._reducers:
             ray.kill(reducer)
 
-    def _assign(self) -> None:
-        for depth in range(LOOKAHEAD):  # first one shard for every replica, then the second
-            for slot in self._slots:
-                if slot.starting is None and len(slot.work) <= depth and self._ledger.pending:
-                    self._submit(slot, self._ledger.pending.popleft())
+    def _reducer_for(self, shard: Shard) -> ActorHandle[Reducer]:
+        """The reducer of the shard's condition, or the least busy one while that one has no thread free."""
+        load = Counter(self._writing.values())
+        own = self._reducers[self._place[shard.condition] % len(self._reducers)]
+        return own if load[own] < self._streams else min(self._reducers, key=lambda reducer: load[reducer])
 
-    def _submit(self, slot: _Slot, shard: Shard) -> None:
-        reducer = self._reducers[slot.index // REPLICAS_PER_REDUCER]
-        job = Job(shard_id=shard.id, plan=self._plan_ref, shard=ray.put(shard))
-        assignment = _Assignment(shard, slot, slot.replica, reducer)
-        ref: ObjectRef[Outcome] = reducer.reduce.remote(slot.replica, job)
-        slot.work.append(assignment)
-        self._inflight[ref] = assignment
-
-    def _settle(self, ref: ObjectRef[Outcome]) -> None:
-        assignment = self._inflight.pop(ref)
-        shard = assignment.shard
-        try:
-            outcome = ray.get(ref)
-        except RayTaskError as error:  # the call itself failed, e.g. the shard could not be unpickled
-            outcome = Outcome(status="raised", reason=describe(error.cause), traceback=str(error))
-        except RayError as error:
-            self._replace_reducer(assignment.reducer)
-            outcome = Outcome(status="storage", reason=f"reducer lost ({type(error).__name__})")
-        if outcome.status == "lost":
-            self._replace_replica(assignment)
-        if assignment in assignment.slot.work:
-            assignment.slot.work.remove(assignment)
-        if outcome.status == "done":
-            self._prove(assignment)
-            self._ledger.done(shard)
-        elif outcome.status == "lost" and not assignment.culprit:
-            self._ledger.requeue(shard)
-        else:
-            retry = outcome.status != "raised"
-            self._ledger.failed(shard, outcome.reason, retry=retry, traceback=outcome.traceback)
-
-    def _prove(self, assignment: _Assignment) -> None:
+    def _prove(self, shard: Shard, reducer: ActorHandle[Reducer]) -> None:
         """Look once a reducer whether what it commits arrives in the store that this process sees."""
-        if assignment.reducer in self._proven:
+        if reducer in self._proven:
             return
         deadline = time.monotonic() + VISIBLE_LIMIT_S
-        while assignment.shard.id not in self._store.committed():
+        while not self._store.is_committed(shard.id):
             if time.monotonic() > deadline:
                 raise PrerequisiteError(
-                    f"Shard `{assignment.shard.id}` was committed, but not to the place that this process sees as "
+                    f"Shard `{shard.id}` was committed, but not to the place that this process sees as "
                     f"{self._store.url}: a disk of another machine, or `memory://`. Use an object store or a shared "
                     "file system as `output.root`, or `execution.executor: local`."
                 )
             time.sleep(0.5)
-        self._proven.add(assignment.reducer)
-
-    def _replace_replica(self, assignment: _Assignment) -> None:
-        slot = assignment.slot
-        if assignment.replica is not slot.replica:
-            return  # an earlier outcome reported the same death
-        slot.work[0].culprit = True
-        slot.work = []
-        slot.since = time.monotonic()
-        self._restart(slot)
-
-    def _restart(self, slot: _Slot) -> None:
-        slot.replica = self._pool.replace(slot.index)
-        slot.starting = slot.replica.ping.remote()
-
-    def _welcome(self, slot: _Slot, answer: ObjectRef[int]) -> None:
-        """Give a successor work, or start another if it died or was the dead one's name still."""
-        try:
-            ray.get(answer)
-        except RayError:
-            time.sleep(0.2)
-            self._restart(slot)
-        else:
-            slot.starting = None
-
-    def _check_alive(self) -> None:
-        now = time.monotonic()
-        if all(s.starting is not None and now - s.since > START_LIMIT_S for s in self._slots):
-            raise PrerequisiteError(
-                f"All replicas of pool `{self._pool.name}` died and none came back within {START_LIMIT_S:.0f} s. "
-                f"{describe_room(self._pool.spec, len(self._slots))}"
-            )
+        self._proven.add(reducer)
 
     def _replace_reducer(self, dead: ActorHandle[Reducer]) -> None:
         for index, reducer in enumerate(self._reducers):
             if reducer is dead:
                 ray.kill(dead)  # an unreachable one must not go on writing
+                del self._pings[dead]
                 self._reducers[index] = self._new_reducer()
 
     def _new_reducer(self) -> ActorHandle[Reducer]:
-        actor: Any = ray.remote(Reducer)
-        streams = LOOKAHEAD * min(len(self._slots), REPLICAS_PER_REDUCER)
-        handle: ActorHandle[Reducer] = actor.options(num_cpus=0, max_concurrency=streams, max_restarts=0).remote(
-            self._store
+        remote: Any = ray.remote  # its type hints do not know concurrency groups
+        actor = remote(concurrency_groups={"admission": self._streams, "control": 1})(Reducer)
+        handle: ActorHandle[Reducer] = actor.options(num_cpus=0, max_concurrency=self._streams, max_restarts=0).remote(
+            self._store, self._window_bytes
         )
+        self._pings[handle] = handle.ping.remote()
         return handle
+
+
+def _reached(ref: ObjectRef[Any]) -> Any:
+    """The answer, or `None` where an actor died on the way."""
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        if isinstance(error.cause, RayError):  # the other side of a step died
+            return None
+        raise
+    except RayError:
+        return None

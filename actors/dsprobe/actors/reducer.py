@@ -1,14 +1,21 @@
-"""A reducer: an actor that pulls a shard's stream from a replica and writes it, so that generation never waits for I/O.
+"""A reducer: an actor that takes shards' streams from replicas and writes them, so that generation never waits for I/O.
 
-The reducer owns the stream. Backpressure stops the replica a few batches ahead of a slow store, and Ray closes the
-stream on the replica when the reducer dies, which frees the replica for the next attempt.
+The reducer owns the streams. What may wait for it is bounded in bytes (`dsprobe.actors.window`): a replica asks before
+it hands a batch over, so a slow store slows generation and never fills memory. When the reducer dies the question
+fails, which ends the stream and frees the replica for the next attempt.
+
+The statistics of all shards that it committed stay merged here, for whoever wants them while the run goes on and for
+the tables at its end.
 """
 
 from __future__ import annotations
 
+import threading
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
+import uuid
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import ray
@@ -16,16 +23,16 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
+from dsprobe.actors.heartbeat import Beat
+from dsprobe.actors.window import ByteWindow, WindowStats
 from dsprobe.actors.writing import Store, describe, write_shard
 from dsprobe.errors import StorageError
 from dsprobe.experiment.evaluated import EvaluatedBatch
+from dsprobe.storage.merged_state import MergedState
 
 if TYPE_CHECKING:
     from dsprobe.actors.replica import Replica
     from dsprobe.experiment.plan import Plan, Shard
-
-STREAM_OBJECTS = 2
-"""Finished batches that wait between a replica and its reducer, per shard; one more is being written."""
 
 Status = Literal["done", "raised", "storage", "lost"]
 
@@ -38,6 +45,22 @@ class Outcome:
     """`raised`: an exception of the shard itself; `storage`: the store refused; `lost`: the replica died."""
     reason: str = ""
     traceback: str = ""
+    won: bool = True
+    """False where the shard is done by another driver's attempt, which was first."""
+    begun: bool = False
+    """`lost`: the replica had begun with this shard, so its death is this shard's."""
+
+
+def outcome_of(error: RayError) -> Outcome:
+    """What an error of a call to a replica means.
+
+    An error that Ray raised inside the call concerns the replica and not the shard: it lost sight of the plan or of the
+    reducer, or its class is gone with the driver that started it, so that no new process can call it.
+    """
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, RayError):
+        return Outcome(status="lost", reason=f"replica lost ({type(cause).__name__})")
+    return Outcome(status="raised", reason=describe(cause), traceback=str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,18 +72,47 @@ class Job:
     shard: ObjectRef[Shard]
 
 
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Where a replica asks before it hands over a batch of one stream; travels to the replica."""
+
+    reducer: ActorHandle[Reducer]
+    stream: str
+
+    def begin(self) -> None:
+        """Say that the replica begins with the shard.
+
+        Raises:
+            RayError: The reducer is gone.
+        """
+        answer: ObjectRef[None] = self.reducer.begin.remote(self.stream)
+        ray.get(answer)
+
+    def admit(self, size: int) -> bool:
+        """Wait until a batch may pass; False when nobody wants the stream any more.
+
+        Raises:
+            RayError: The reducer is gone.
+        """
+        answer: ObjectRef[bool] = self.reducer.admit.remote(self.stream, size)
+        return ray.get(answer)
+
+
 class Reducer:
     """Writes shards into one run's store; several shards at a time, one thread each.
 
     Args:
         store: The run's store, opened anew in this process.
+        window_bytes: Bytes of finished batches that may wait here, all streams together.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, window_bytes: int) -> None:
         self._store = store
-
-    def ping(self) -> None:
-        """Answer once the process is up."""
+        self._window = ByteWindow(window_bytes)
+        self._begun: set[str] = set()
+        """Streams that a replica has begun with."""
+        self._merging = threading.Lock()
+        self._merged = MergedState()
 
     def reduce(self, replica: ActorHandle[Replica], job: Job) -> Outcome:
         """Run a shard on a replica, write its batches as they come, and commit.
@@ -68,22 +120,70 @@ class Reducer:
         Returns:
             The outcome; never raises, because a bug in one shard must not take the others along.
         """
+        gate = Gate(ray.get_runtime_context().current_actor, uuid.uuid4().hex)
         try:
-            write_shard(self._store, job.shard_id, _stream(replica, job))
-        except RayTaskError as error:  # raised inside the replica
-            return Outcome(status="raised", reason=describe(error.cause), traceback=str(error))
+            with closing(self._stream(replica, job, gate)) as batches:
+                written = write_shard(self._store, job.shard_id, batches)
         except RayError as error:
-            return Outcome(status="lost", reason=f"replica lost ({type(error).__name__})")
+            return replace(outcome_of(error), begun=gate.stream in self._begun)
         except StorageError as error:
             return Outcome(status="storage", reason=describe(error), traceback=traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - the actor's edge
             return Outcome(status="raised", reason=describe(error), traceback=traceback.format_exc())
-        return Outcome(status="done")
+        if written.won:  # another driver's attempt may come from other hardware, and is read when tables are made
+            with self._merging:
+                self._merged.add(job.shard_id, written.state)
+        return Outcome(status="done", won=written.won)
 
+    @ray.method(concurrency_group="admission")
+    def begin(self, stream: str) -> None:
+        """Note that a replica begins with a stream."""
+        self._begun.add(stream)
 
-def _stream(replica: ActorHandle[Replica], job: Job) -> Iterator[EvaluatedBatch]:
-    stream: Iterator[ObjectRef[EvaluatedBatch]] = replica.run_shard.options(
-        num_returns="streaming", _generator_backpressure_num_objects=STREAM_OBJECTS
-    ).remote([job.plan], job.shard)
-    for ref in stream:
-        yield ray.get(ref)
+    @ray.method(concurrency_group="admission")
+    def admit(self, stream: str, size: int) -> bool:
+        """See `ByteWindow.admit`."""
+        return self._window.admit(stream, size)
+
+    @ray.method(concurrency_group="control")
+    def ping(self) -> None:
+        """Answer once the process is up."""
+
+    @ray.method(concurrency_group="control")
+    def beat(self) -> Beat:
+        """Sign of life: at work while batches wait to be written."""
+        stats = self._window.stats()
+        return Beat(at_work=stats.waiting_bytes > 0, count=stats.batches)
+
+    @ray.method(concurrency_group="control")
+    def stats(self) -> WindowStats:
+        """What passed through so far."""
+        return self._window.stats()
+
+    @ray.method(concurrency_group="control")
+    def hand_over(self) -> MergedState:
+        """The statistics of the shards committed here since the last call, which are forgotten here."""
+        with self._merging:
+            merged, self._merged = self._merged, MergedState()
+        return merged
+
+    @ray.method(concurrency_group="control")
+    def absorb(self, other: MergedState) -> None:
+        """Take over what another reducer handed over: one step of the tree."""
+        with self._merging:
+            self._merged.absorb(other)
+
+    def _stream(self, replica: ActorHandle[Replica], job: Job, gate: Gate) -> Generator[EvaluatedBatch]:
+        """Yield a shard's batches; each is given back to the window when the next is asked for."""
+        self._window.open(gate.stream)
+        try:
+            stream: Iterator[ObjectRef[EvaluatedBatch]] = replica.run_shard.options(num_returns="streaming").remote(
+                [job.plan], job.shard, gate
+            )
+            for ref in stream:
+                batch = ray.get(ref)
+                yield batch
+                del batch, ref  # or its memory would still be held while the window counts it as free
+                self._window.written(gate.stream)
+        finally:
+            self._window.close(gate.stream)

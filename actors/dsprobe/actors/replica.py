@@ -11,7 +11,10 @@ import ray
 import torch
 from ray import ObjectRef
 
+from dsprobe.actors.heartbeat import Beat
 from dsprobe.actors.pinned import PinnedModels
+from dsprobe.actors.reducer import Gate
+from dsprobe.actors.window import batch_bytes
 from dsprobe.config import ExecutionConfig, ModelConfig
 from dsprobe.experiment.evaluated import EvaluatedBatch
 from dsprobe.experiment.plan import Plan, Shard
@@ -84,6 +87,7 @@ class Replica:
         self._plan: Plan | None = None
         self._shard_id: str | None = None
         self._batches = 0
+        self._blocked = False
 
     def preload(self, configs: Sequence[ModelConfig]) -> None:
         """Load models ahead of their first shard.
@@ -94,22 +98,36 @@ class Replica:
         for config in configs:
             self._models.get(config)
 
-    def run_shard(self, plan_ref: Sequence[ObjectRef[Plan]], shard: Shard) -> Iterator[EvaluatedBatch]:
+    def run_shard(self, plan_ref: Sequence[ObjectRef[Plan]], shard: Shard, gate: Gate) -> Iterator[EvaluatedBatch]:
         """Stream a shard's batches; call with ``num_returns="streaming"``.
 
         Args:
             plan_ref: The plan's reference, in a list so that Ray hands over the reference and not the value: it is
                 fetched once per plan and not once per shard.
             shard: The shard.
+            gate: Told when the shard begins, and asked before each batch is handed over.
+
+        Raises:
+            RayError: The plan or the reducer is gone.
         """
-        plan = self._fetch(plan_ref[0])
+        gate.begin()
         self._shard_id = shard.id
         try:
+            plan = self._fetch(plan_ref[0])
             for batch in self._models.run(plan, shard):
                 self._batches += 1
+                if not self._admitted(gate, batch):
+                    return
                 yield batch
         finally:
             self._shard_id = None
+
+    def _admitted(self, gate: Gate, batch: EvaluatedBatch) -> bool:
+        self._blocked = True
+        try:
+            return gate.admit(batch_bytes(batch))
+        finally:
+            self._blocked = False
 
     def call(
         self,
@@ -125,6 +143,11 @@ class Replica:
     def ping(self) -> int:
         """Answer with the process id, also while a shard runs."""
         return os.getpid()
+
+    @ray.method(concurrency_group="control")
+    def beat(self) -> Beat:
+        """Sign of life, also while a shard runs; a replica that waits for its reducer is not at work."""
+        return Beat(at_work=self._shard_id is not None and not self._blocked, count=self._batches)
 
     @ray.method(concurrency_group="control")
     def info(self) -> ReplicaInfo:

@@ -3,11 +3,48 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, Final
 
 import ray
 
 from dsprobe.actors.replica import ReplicaSpec
+from dsprobe.config import ExecutionConfig
+from dsprobe.errors import PrerequisiteError
+
+PRIVATE_ROOM_LIMIT_S: Final = 3.0
+"""A private instance does not grow; the wait covers the stop of an earlier pool."""
+CLUSTER_ROOM_LIMIT_S: Final = 120.0
+"""Patience with a shared cluster: others may be finishing, or its autoscaler may be adding nodes."""
+
+
+def room_limit(execution: ExecutionConfig) -> float:
+    """Seconds to wait for resources before giving up."""
+    return PRIVATE_ROOM_LIMIT_S if execution.address == "local" else CLUSTER_ROOM_LIMIT_S
+
+
+def await_room(
+    whose: str, spec: ReplicaSpec, replicas: int, missing: Callable[[], int], *, limit_s: float, remedy: str
+) -> None:
+    """Wait until replicas fit: a pending actor would wait without an end and without a word.
+
+    Args:
+        whose: Whose replicas, for the message.
+        spec: What each is given.
+        replicas: All of them.
+        missing: How many of them are not there yet.
+        limit_s: Seconds before giving up.
+        remedy: What to do where there is no room; a sentence.
+
+    Raises:
+        PrerequisiteError: There is no room.
+    """
+    deadline = time.monotonic() + limit_s
+    while (wanted := missing()) > 0 and not (capacity(spec) >= replicas and is_free(spec, wanted)):
+        if time.monotonic() > deadline:
+            raise PrerequisiteError(f"No room for {whose}. {describe_room(spec, replicas)} {remedy}")
+        time.sleep(0.25)
 
 
 def capacity(spec: ReplicaSpec) -> float:

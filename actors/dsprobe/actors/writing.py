@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dsprobe.errors import DSProbeError, StorageError
 from dsprobe.experiment.evaluated import EvaluatedBatch
+from dsprobe.storage.reducer import ReducerState
 
 
 class ShardSink(Protocol):
     """One attempt at a shard, as `dsprobe.storage.shard_writer.ShardWriter` gives it."""
+
+    @property
+    def state(self) -> ReducerState:
+        """Statistics of what was added."""
 
     def add(self, batch: EvaluatedBatch) -> None:
         """Take the shard's next batch; its arrays are read-only."""
@@ -30,14 +35,26 @@ class Store(Protocol):
     def url(self) -> str:
         """Where it is, for messages."""
 
-    def committed(self) -> Collection[str]:
+    def committed_ids(self) -> Collection[str]:
         """Ids of committed shards."""
+
+    def is_committed(self, shard_id: str) -> bool:
+        """Whether a shard is committed; asked of the store anew."""
 
     def open_attempt(self, shard_id: str) -> ShardSink:
         """Begin an attempt under a fresh name."""
 
 
-def write_shard(store: Store, shard_id: str, batches: Iterable[EvaluatedBatch]) -> None:
+class Written(NamedTuple):
+    """A shard that is committed now."""
+
+    state: ReducerState
+    """Its statistics, the same from any attempt."""
+    won: bool
+    """False where another driver's attempt was first, and counts."""
+
+
+def write_shard(store: Store, shard_id: str, batches: Iterable[EvaluatedBatch]) -> Written:
     """Write a shard's batches as a fresh attempt and commit it.
 
     A shard that someone else committed meanwhile is fine: attempts hold the same bytes and the first one counts.
@@ -51,12 +68,14 @@ def write_shard(store: Store, shard_id: str, batches: Iterable[EvaluatedBatch]) 
         for batch in batches:
             with _storage_errors(shard_id):
                 writer.add(batch)
+            del batch  # its memory is free before the next one is asked for
         with _storage_errors(shard_id):
-            writer.commit()
+            won = writer.commit()
     except BaseException:
         with suppress(OSError, StorageError):  # what stays behind was never committed, so nobody reads it
             writer.abort()
         raise
+    return Written(writer.state, won)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from pydantic import Field
@@ -12,6 +11,7 @@ from dsprobe.attacks.base import Attack
 from dsprobe.attacks.case import AnchorText, AttackCase
 from dsprobe.errors import ConfigError
 from dsprobe.registry import ComponentConfig
+from dsprobe.untrusted import local_path
 
 if TYPE_CHECKING:
     from dsprobe.models.base import LanguageModel, ModelKind
@@ -77,7 +77,7 @@ class Anchoring(Attack):
         from dsprobe.config import PromptsConfig
         from dsprobe.prompts.load import load_prompts
 
-        path = Path(self.config.replies or "")
+        path = local_path(self.config.replies or "", "attack `anchoring`")
         source = {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix, "csv")
         found = load_prompts(PromptsConfig(source=source, name="replies", path=str(path)))
         return {reply.id: reply.text for reply in found.prompts}

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from dsprobe.config import Strict
 from dsprobe.errors import ConfigError
 from dsprobe.registry import describe_validation
+from dsprobe.untrusted import parse_json
 
 CASE_VERSION: Final = 1
 """Version of the file format, in the first line of a file."""
@@ -176,6 +177,6 @@ def _case(line: str, path: Path, number: int) -> AttackCase:
 
 def _json(line: str, path: Path, number: int) -> Any:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError as error:
         raise ConfigError(f"{path}, line {number}: not JSON ({error}).") from None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from dsprobe.attacks.base import Attack
 from dsprobe.attacks.case import AttackCase, load_cases
 from dsprobe.errors import ConfigError
 from dsprobe.registry import ComponentConfig
+from dsprobe.untrusted import local_path
 
 if TYPE_CHECKING:
     from dsprobe.models.base import LanguageModel, ModelKind
@@ -55,7 +55,7 @@ class Cases(Attack):
 
     @cached_property
     def _cases(self) -> dict[str, AttackCase]:
-        path = Path(self.config.path).expanduser()
+        path = local_path(self.config.path, "attack `cases`")
         cases: dict[str, AttackCase] = {}
         for case in load_cases(path, self.config.digest):
             if case.prompt_id in cases:

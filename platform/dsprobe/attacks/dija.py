@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from dsprobe.attacks.base import Attack
-from dsprobe.attacks.case import DEFAULT_BLANK, AttackCase
+from dsprobe.attacks.case import DEFAULT_BLANK, MAX_RUN, AttackCase
 from dsprobe.attacks.rendering import encode
 from dsprobe.errors import ConfigError
 from dsprobe.registry import ComponentConfig
@@ -75,7 +75,7 @@ class Dija(Attack):
         """Rule family of the scaffold."""
         label: Annotated[str, AfterValidator(label_format)] | None = None
         """Replaces the family's labels; ``{i}`` is the number of the span, from 1."""
-        spans: int = Field(default=4, ge=1)
+        spans: int = Field(default=4, ge=1, le=MAX_RUN)
         """Number of mask runs; the paper's scaffolds have 2 to 4."""
         masks_per_span: int | None = Field(default=None, ge=1)
         """Length of each run; `None` shares out what the labels leave of the reply length, rounded down."""

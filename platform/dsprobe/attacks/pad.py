@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from dsprobe.attacks.base import Attack
-from dsprobe.attacks.case import AttackCase
+from dsprobe.attacks.case import MAX_RUN, AttackCase
 from dsprobe.attacks.rendering import plain_text, segments_at
 from dsprobe.registry import ComponentConfig
 
@@ -47,7 +47,7 @@ class Pad(Attack):
         """Written as they stand, in order."""
         positions: tuple[Annotated[int, Field(ge=0)], ...] | None = None
         """Reply position of each anchor's first token; `None` is the published formula (`published_positions`)."""
-        cues: int | None = Field(default=None, ge=1)
+        cues: int | None = Field(default=None, ge=1, le=MAX_RUN)
         """Number of anchors written, the first ones; `None` writes all. With `spacing`, a cue amplification curve."""
         spacing: int | None = Field(default=None, ge=1)
         """Positions from one anchor's start to the next one's, the first at 0; takes the place of `positions`."""

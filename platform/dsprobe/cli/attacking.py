@@ -45,7 +45,7 @@ def attack(
     judge: Annotated[
         list[str] | None, typer.Option("--judge", help="A judge that needs no model of its own. Repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed.")] = 0,
     delay: Annotated[float, typer.Option(min=0, help="Seconds to wait after every step.")] = 0.0,
     show_text: ShowTextOption = False,
     as_json: JsonOption = False,
@@ -127,10 +127,11 @@ def _model_config(model: str, revision: str | None, device: str) -> ModelConfig:
     """
     from dsprobe.config import ModelConfig
     from dsprobe.toy.assets import EMBEDDED_MODELS
+    from dsprobe.untrusted import local_path
 
     if model in EMBEDDED_MODELS and revision is None:
         return ModelConfig(name=model, device=device)
-    if not Path(model).expanduser().is_dir() and "/" not in model:
+    if not local_path(model, "--model").is_dir() and "/" not in model:
         raise ConfigError(f"{unknown_name('embedded model', model, EMBEDDED_MODELS)} Or give a folder or a hub id.")
     return ModelConfig(name=Path(model).name, path=model, revision=revision, device=device)
 

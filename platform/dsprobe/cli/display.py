@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -31,6 +32,31 @@ def show_progress(*, quiet: bool, what: str = "trajectories") -> Iterator[Callab
             yield callback
     else:
         yield _PlainLines(what)
+
+
+@contextmanager
+def show_counts(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback that draws how many of how many are done; see `show_progress`.
+
+    Args:
+        what: What is counted; control characters in it are shown, not obeyed.
+        quiet: Draw nothing.
+    """
+    from dsprobe.actors.executor import Progress
+    from dsprobe.reports.text import visible
+
+    start = time.monotonic()
+    with show_progress(quiet=quiet, what=visible(what)) as show:
+
+        def count(done: int, total: int) -> None:
+            if not total:
+                return
+            counts = {f"{unit}_{state}": 0 for unit in ("shards", "trajectories") for state in ("skipped", "failed")}
+            counts |= {"shards_total": total, "shards_done": done, "shards_elsewhere": 0, "retries": 0}
+            counts |= {"trajectories_total": total, "trajectories_done": done}
+            show(Progress(**counts, elapsed_s=time.monotonic() - start))
+
+        yield count
 
 
 @contextmanager
@@ -79,6 +105,8 @@ def _note(progress: Progress) -> str:
     parts = [f"{progress.rate:.1f}/s"]
     if progress.trajectories_skipped:
         parts.append(f"{progress.trajectories_skipped} done before")
+    if progress.shards_elsewhere:
+        parts.append(f"{progress.shards_elsewhere} shards by another driver of this run")
     if progress.retries:
         parts.append(f"{progress.retries} retried")
     if progress.trajectories_failed:

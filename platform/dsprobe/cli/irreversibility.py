@@ -99,7 +99,7 @@ def _steps(text: str | None, plan: Plan) -> tuple[int, ...]:
         return tuple(sorted({max(1, last * quarter // 4) for quarter in (1, 2, 3, 4)}))
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
-        if not part.isdigit() or not 1 <= int(part) <= last:
+        if not part.isdecimal() or not 1 <= int(part) <= last:
             raise ConfigError(f"--steps {text}: `{part}` is not a step of every decoding. Allowed: 1 to {last}.")
     return tuple(int(part) for part in parts)
 

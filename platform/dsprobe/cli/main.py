@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -17,12 +18,14 @@ from dsprobe.cli import (
     inspection,
     irreversibility,
     policy,
+    reducing,
     results,
     running,
     scoring,
     sweeping,
     toy,
     transferring,
+    upkeep,
 )
 from dsprobe.errors import ConfigError, DSProbeError, unknown_name
 
@@ -46,9 +49,12 @@ app.command("irreversibility", rich_help_panel="Experiments")(irreversibility.ir
 app.command("hypotheses", rich_help_panel="Experiments")(hypotheses.hypotheses)
 app.command("attack", rich_help_panel="Experiments")(attacking.attack)
 app.command("score", rich_help_panel="Results")(scoring.score)
-app.command("reduce", rich_help_panel="Results")(results.reduce)
+app.command("compact", rich_help_panel="Results")(results.compact)
+app.command("reduce", rich_help_panel="Results")(reducing.reduce)
 app.command("report", rich_help_panel="Results")(results.report)
 app.command("query", rich_help_panel="Results")(results.query)
+app.command("verify", rich_help_panel="Results")(upkeep.verify)
+app.command("gc", rich_help_panel="Results")(upkeep.gc)
 app.command("parity", rich_help_panel="Models")(decoding.parity)
 app.add_typer(attacks.app, name="attacks", rich_help_panel="Experiments")
 app.add_typer(policy.app, name="policy", rich_help_panel="Experiments")
@@ -59,6 +65,7 @@ app.command("doctor", rich_help_panel="Environment")(inspection.doctor)
 def main() -> None:
     """Run the command line and turn known errors into one message and an exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _print_any_text()
     try:
         _show_log(os.environ.get("DSPROBE_LOG", ""))
         app()
@@ -83,7 +90,19 @@ def _show_log(level: str) -> None:
 
 
 def _complain(error: Exception) -> None:
-    print(f"dsprobe: {error}", file=sys.stderr)
+    """One message: a document may have put terminal sequences into it, and a URL a password."""
+    from dsprobe.reports.text import visible
+    from dsprobe.untrusted import redacted
+
+    shown = "\n".join(visible(line) for line in redacted(str(error)).split("\n"))
+    print(f"dsprobe: {shown}", file=sys.stderr)
+
+
+def _print_any_text() -> None:
+    """Print characters that the terminal's encoding lacks as escapes: paths and replies may hold any."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Commands on a finished (or half-finished) run: `reduce`, `report`, `query`."""
+"""Commands on a finished (or half-finished) run: `compact`, `report`, `query`."""
 
 from __future__ import annotations
 
@@ -27,24 +27,28 @@ class Format(StrEnum):
     JSON = "json"
 
 
-def reduce(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Rebuild a run's tables from its committed shards."""
-    from dsprobe.storage.compaction import compact
+def compact(
+    run: RunArgument,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Write every partition, also those whose shards and scores are the same.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a run's tables from its committed shards and scores; only what has changed is written."""
+    from dsprobe.storage.compaction import compact as make_tables
     from dsprobe.storage.query import open_run
 
     store = open_run(run)
-    compact(store)
-    if as_json:
-        emit({"url": store.url, "shards": len(store.committed())})
-    else:
-        print(f"Tables of {len(store.committed())} shards: {store.url}/tables")
+    make_tables(store, rebuild=rebuild)
+    shards = len(store.committed())
+    emit({"url": store.url, "shards": shards}) if as_json else print(f"Tables of {shards} shards: {store.url}/tables")
 
 
 def report(run: RunArgument, show_text: ShowTextOption = False, as_json: JsonOption = False) -> None:
     """Write a run's report: index.html, report.md, summary.json and figures."""
     from dsprobe.storage.query import open_run
 
-    path = write_report(open_run(run).url, show_text=show_text)
+    path = write_report(open_run(run), show_text=show_text)
     emit({"report": path}) if as_json else print(path)
 
 
@@ -91,20 +95,18 @@ def _cell(value: Any) -> str:
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
-def write_report(run_url: str, *, show_text: bool) -> str:
+def write_report(store: RunStore, *, show_text: bool) -> str:
     """Build a run's report and put it into the run's folder.
 
     Args:
-        run_url: Folder or URL of the run.
+        store: The run.
         show_text: Show text of real prompt sets.
 
     Returns:
         Path or URL of ``index.html``.
     """
     from dsprobe.reports.build import build_report
-    from dsprobe.storage.query import open_run
 
-    store = open_run(run_url)
     data = report_data(store, show_text=show_text)
     with tempfile.TemporaryDirectory() as folder:
         build_report(data, Path(folder))
@@ -136,7 +138,7 @@ def _sweep_report_data(store: RunStore, search: dict[str, Any], *, show_text: bo
         raise StorageError(f"{store.url}: no setting beats the unguarded model, so there is no front to report.")
     facts = {**search, "sampler": search["sampler"]["name"]}
     data = SweepData.from_parts(front, read_trials(store.objects), facts)
-    recorded = RunStore.at(f"{store.url.rpartition('/')[0]}/{front['validation_run']}")
+    recorded = RunStore.at(f"{store.url.rpartition('/')[0]}/{front['validation_run']}", store.objects.s3)
     return _run_report_data(recorded, recorded.manifest(), data, show_text=show_text)
 
 

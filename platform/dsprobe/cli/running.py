@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -73,7 +74,7 @@ def carry_out(plan: Plan, sources: Mapping[str, str], *, quiet: bool) -> tuple[R
     from dsprobe.storage.run_store import RunStore
 
     deferred_judges(plan.config.judges)  # what is wrong with one shows before hours of generation
-    store = RunStore(absolute(plan.config.output.root), plan.run_id)
+    store = RunStore(absolute(plan.config.output.root), plan.run_id, s3=plan.config.output.s3)
     store.write_manifest(build_manifest(plan, sources))
     if not quiet:
         print(
@@ -93,7 +94,7 @@ def carry_out(plan: Plan, sources: Mapping[str, str], *, quiet: bool) -> tuple[R
         if store.committed():  # a judge is missing, the trajectories are there
             compact(store)
         raise
-    compact(store)
+    compact(store, known=outcome.merged)
     return store, outcome
 
 
@@ -162,22 +163,42 @@ def _execute(plan: Plan, store: RunStore, *, quiet: bool) -> ExecutionReport:
 def _write_report(store: RunStore, show_text: bool) -> str:
     from dsprobe.cli.results import write_report
 
-    return write_report(store.url, show_text=show_text)
+    return write_report(store, show_text=show_text)
+
+
+def _raw_dropped(plan: Plan, store: RunStore) -> dict[str, int]:
+    """Trajectories that the raw logs had no room for; the commit records are read only where raw logs are kept."""
+    dropped: Counter[str] = Counter()
+    if plan.config.recording.raw.keep:
+        for record in store.committed().values():
+            dropped.update(record.raw_dropped)
+    return dict(dropped)
 
 
 def _conclude(plan: Plan, store: RunStore, outcome: ExecutionReport, path: str | None, as_json: bool) -> None:
+    dropped = _raw_dropped(plan, store)
     if as_json:
         emit({"run_id": plan.run_id, "url": store.url, "complete": outcome.complete, "shards_done": len(outcome.done),
-              "shards_skipped": len(outcome.skipped), "retries": len(outcome.retried), "report": path,
+              "shards_skipped": len(outcome.skipped), "shards_elsewhere": len(outcome.elsewhere),
+              "retries": len(outcome.retried), "report": path,
               "failed": [{"shard": f.shard_id, "condition": f.condition, "reason": f.reason} for f in outcome.failed],
-              "wall_seconds": outcome.wall_seconds})  # fmt: skip
+              "raw_dropped": dropped, "wall_seconds": outcome.wall_seconds})  # fmt: skip
         return
+    if outcome.elsewhere:
+        print(f"Another driver works on this run; it committed {len(outcome.elsewhere)} shards.", file=sys.stderr)
     for failure in outcome.retried:
         print(f"Retried {failure.condition} ({failure.shard_id}): {failure.reason}", file=sys.stderr)
     print(
         f"{len(outcome.done)} shards run, {len(outcome.skipped)} done before, {outcome.wall_seconds:.1f} s",
         file=sys.stderr,
     )
+    for what, count in dropped.items():
+        if count:
+            print(
+                f"Warning: the raw logs have no {what} of {count} trajectories: recording.raw.max_bytes or "
+                "max_shard_bytes leaves no room for them.",
+                file=sys.stderr,
+            )
     print(f"Tables: {store.url}/tables")
     if path is not None:
         print(f"Report: {path}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsprobe.cli.display import show_counts
 from dsprobe.cli.options import JsonOption, RunArgument, ShowTextOption, emit
 from dsprobe.cli.score_sheets import line, sheets
 from dsprobe.cli.sheets import print_terminal
@@ -72,7 +72,7 @@ def score(
     if report:
         from dsprobe.cli.results import write_report
 
-        path = write_report(store.url, show_text=show_text)
+        path = write_report(store, show_text=show_text)
     _conclude(store, scored, path, as_json)
 
 
@@ -188,29 +188,9 @@ def _judged(
     replies = run_replies(store)
     with VerdictCache() if cached else nullcontext() as cache:
         for judge in judges:
-            with _progress(f"replies judged by {judge.key}", quiet=quiet) as progress:
+            with show_counts(f"replies judged by {judge.key}", quiet=quiet) as progress:
                 scored = score_judge(store, replies, judge, execution, cache=cache, progress=progress)
             yield scored
-
-
-@contextmanager
-def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    from dsprobe.actors.executor import Progress
-    from dsprobe.cli.display import show_progress
-    from dsprobe.reports.text import visible
-
-    start = time.monotonic()
-    with show_progress(quiet=quiet, what=visible(what)) as show:
-
-        def judged(done: int, total: int) -> None:
-            if not total:  # the cache knew everything
-                return
-            counts = {f"{unit}_{state}": 0 for unit in ("shards", "trajectories") for state in ("skipped", "failed")}
-            counts |= {"shards_total": total, "shards_done": done, "retries": 0}
-            counts |= {"trajectories_total": total, "trajectories_done": done}
-            show(Progress(**counts, elapsed_s=time.monotonic() - start))
-
-        yield judged
 
 
 def _conclude(store: RunStore, scored: Sequence[ScoredJudge], path: str | None, as_json: bool) -> None:

@@ -19,7 +19,15 @@ def is_experiment(source: str, kind: Kind) -> bool:
     """Whether a source is something to run: a file or the name of a recipe of a kind."""
     from dsprobe.sweeps.library import recipes
 
-    return Path(source).is_file() or source in recipes(kind) or Path(source).suffix in (".yaml", ".yml")
+    return _is_there(source, Path.is_file) or source in recipes(kind) or Path(source).suffix in (".yaml", ".yml")
+
+
+def _is_there(source: str, kind: Callable[[Path], bool] = Path.exists) -> bool:
+    """Whether there is such a file or folder; a text that can be no path is not there."""
+    try:
+        return kind(Path(source))
+    except (OSError, ValueError):
+        return False
 
 
 def opened(source: str, kind: Kind) -> RunStore:
@@ -32,7 +40,7 @@ def opened(source: str, kind: Kind) -> RunStore:
     from dsprobe.storage.query import open_run
     from dsprobe.sweeps.library import recipes
 
-    if "://" not in source and not Path(source).exists() and not Path("runs", source).exists():
+    if "://" not in source and not _is_there(source) and not _is_there(f"runs/{source}"):
         runs = [path.name for path in Path("runs").glob("*") if path.is_dir()]
         raise unknown_name("run or recipe", source, [*recipes(kind), *runs])
     return open_run(source)

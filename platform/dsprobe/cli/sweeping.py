@@ -37,7 +37,7 @@ def sweep(
 
     loaded = load_sweep(config, [*(overrides or ()), *_shorthands(trials, limit, output, config, overrides)])
     plan = resolve_sweep(loaded.config)
-    store = RunStore(absolute(loaded.config.output.root), plan.id)
+    store = RunStore(absolute(loaded.config.output.root), plan.id, s3=loaded.config.output.s3)
     if replay:
         _replay(plan, store, as_json)
         return
@@ -107,7 +107,7 @@ class _Shown:
 def _write_report(store: RunStore, show_text: bool) -> str:
     from dsprobe.cli.results import write_report
 
-    return write_report(store.url, show_text=show_text)
+    return write_report(store, show_text=show_text)
 
 
 def _replay(plan: SweepPlan, store: RunStore, as_json: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dsprobe.errors import ConfigError
+
 app = typer.Typer(help="The embedded toy world: rebuild its models, measure their behaviour.", no_args_is_help=True)
 
 
@@ -35,7 +37,10 @@ def card(
     """Measure the embedded models' behaviour on held-out phrasings and write the card."""
     from dsprobe.toy.card import write_card
 
-    write_card(models, output)
+    try:
+        write_card(models, output)
+    except OSError as error:
+        raise ConfigError(f"The card cannot be written: {error}") from None
     print(output / "card.md")
 
 

@@ -78,7 +78,7 @@ def _has_both_kinds(plan: Plan) -> None:
 def _report(store: RunStore, show_text: bool) -> str:
     from dsprobe.cli.results import write_report
 
-    return write_report(store.url, show_text=show_text)
+    return write_report(store, show_text=show_text)
 
 
 def _print(sheets: Any, *, as_markdown: bool) -> None:

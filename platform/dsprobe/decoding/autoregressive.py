@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +21,9 @@ from dsprobe.attacks.base import Rendered
 from dsprobe.config import DecodingConfig, RecordingConfig
 from dsprobe.decoding import randomness
 from dsprobe.decoding.canvas import bucket_length, random_key
+from dsprobe.decoding.logits_capture import LogitsCapture
 from dsprobe.decoding.recorder import score_steps, wall_seconds
-from dsprobe.decoding.records import F32, NEVER, RowKey, TrajectoryBatch
+from dsprobe.decoding.records import F16, F32, I8, I32, NEVER, RowKey, TrajectoryBatch
 from dsprobe.decoding.sampling import filter_logits, sample_inverse_cdf
 from dsprobe.decoding.vocabulary import VocabularyStatistics, vocabulary_statistics
 from dsprobe.decoding.watching import OnStep, StepSnapshot
@@ -39,6 +42,7 @@ def generate(
     scorer: RiskScorer | None = None,
     seed: int = 0,
     on_step: OnStep | None = None,
+    raw_B: I8 | None = None,
 ) -> TrajectoryBatch:
     """Generate replies token by token and record every step.
 
@@ -48,22 +52,30 @@ def generate(
             Forced tokens are said when generation reaches them, and no row ends before its last one.
         keys: Identity of each row.
         config: `reply_length`, `temperature`, `top_p` and `top_k` are used.
-        recording: `top_k` and `enabled` are used; hidden layers are a diffusion-model option.
+        recording: `top_k`, `raw` and `enabled` are used; hidden layers are a diffusion-model option.
         scorer: In-loop scorer, of tokens or of logits.
         seed: Seed of the run.
         on_step: Called after every token.
+        raw_B: What each row is to the raw logs (`TrajectoryBatch.raw_B`); `None` logs nothing raw.
 
     Returns:
         The batch; step s of a row commits its s-th generated token; end-of-text or a full reply finishes it.
     """
     start = time.perf_counter()
     state = _State(model, rows, keys, config, seed)
+    state.capture = LogitsCapture.of(recording, raw_B)
     steps: list[_Step] = []
     while not bool(state.done_B.all()) and state.length < state.width:
         steps.append(state.advance(recording, scorer))
         if on_step is not None:
             on_step(state.latest(steps[-1], scorer))
-    return _records(state, steps, scorer, wall_seconds(time.perf_counter() - start, len(keys), recording))
+    batch = _records(state, steps, scorer, wall_seconds(time.perf_counter() - start, len(keys), recording))
+    kept: dict[str, Any] = {"raw_B": raw_B}
+    if recording.top_k:
+        kept["topk_tokens_SBLK"], kept["topk_logprobs_SBLK"] = _top_planes(state, steps)
+    if state.capture is not None:
+        kept |= state.capture.finish()
+    return replace(batch, **kept)
 
 
 FREE = -1
@@ -100,6 +112,7 @@ class _State:
         seed: int,
     ) -> None:
         info, device = model.info, model.device
+        self.capture: LogitsCapture | None = None
         self.model, self.config, self.keys = model, config, list(keys)
         self.prompt = bucket_length(max(len(row.tokens) for row in rows))
         self.pads = [self.prompt - len(row.tokens) for row in rows]
@@ -140,6 +153,9 @@ class _State:
         forced_B = self.forced_BL[:, self.length]
         token_B = torch.where(forced_B == FREE, self._choose(logits_BV, statistics), forced_B)
         logprob_B = logits_BV.gather(-1, token_B[:, None])[:, 0].float() - statistics.logsumexp_N
+        if self.capture is not None:
+            row_N = (~self.done_B & (forced_B == FREE)).nonzero()[:, 0]
+            self.capture.keep(logits_BV[row_N], row_N, torch.full_like(row_N, self.length))
         step = _Step(torch.where(self.done_B, self.eos[0], token_B), logprob_B, statistics, ~self.done_B)
         if scorer is not None and scorer.needs_logits:
             step.risk = scorer.score(self._logit_risk(logits_BV))
@@ -249,6 +265,18 @@ def _records(state: _State, steps: list[_Step], scorer: RiskScorer | None, wall_
         wall_seconds_B=wall_seconds_B,
         events=[[] for _ in state.keys],
     )
+
+
+def _top_planes(state: _State, steps: list[_Step]) -> tuple[I32, F16]:
+    """The K best tokens of every step at the position that it decided, ``[S, B, L, K]``; −1 and NaN elsewhere."""
+    shape = (len(steps), *state.tokens_BL.shape, steps[0].statistics.top_tokens_NK.shape[-1])
+    tokens_SBLK, logprobs_SBLK = np.full(shape, -1, np.int32), np.full(shape, np.nan, np.float16)
+    for index, step in enumerate(steps):
+        position = state.prompt + index
+        active_B = (step.running_B & (state.forced_BL[:, position] == FREE)).cpu().numpy()
+        tokens_SBLK[index, active_B, position] = step.statistics.top_tokens_NK.cpu().numpy()[active_B]
+        logprobs_SBLK[index, active_B, position] = step.statistics.top_logprobs_NK.cpu().numpy()[active_B]
+    return tokens_SBLK, logprobs_SBLK
 
 
 def _entropy(step: _Step) -> Tensor:

@@ -36,6 +36,8 @@ class StepContext:
     """Statistics of the model's distribution, taken before hooks edit the logits."""
     hidden_BLD: Tensor
     """Hidden states aligned to the position they predict, after guidance."""
+    model_logits_NV: Tensor | None = None
+    """`logits_NV` as they were before hooks; kept where the recorder asks for them."""
     edited_N: Tensor | None = None
     """True where a hook has changed `logits_NV`, so that `statistics` no longer describe it; `None` for nowhere."""
     score_BL: Tensor = field(init=False)

@@ -32,6 +32,8 @@ class StatisticsNeeds:
     kl: bool = False
     kl_from_hidden: bool = False
     """Recompute previous logits from previous hidden states instead of keeping them."""
+    model_logits: bool = False
+    """Logits as they were before hooks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +264,7 @@ def _open_step(
         logits_NV=logits_NV,
         statistics=statistics,
         hidden_BLD=hidden_BLD,
+        model_logits_NV=logits_NV if needs.model_logits else None,
     )
     memory.keep(context, hidden_ND)
     context.before_BL = canvas.tokens_BL

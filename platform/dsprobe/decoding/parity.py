@@ -6,13 +6,13 @@ A golden file holds, per case, the prompt, the official argument names and the t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from dsprobe.decoding.canvas import Canvas
@@ -23,6 +23,10 @@ from dsprobe.decoding.policy import Policy
 from dsprobe.decoding.records import RowKey
 from dsprobe.errors import ConfigError
 from dsprobe.models.base import DiffusionModel
+from dsprobe.untrusted import parse_json, parse_record
+
+MAX_REPLY: Final = 1 << 16
+"""Positions of a golden reply at most: files of goldens may come from anywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,31 @@ class _CanvasTrace(Hook):
         self.canvases.append(context.canvas.tokens_BL.tolist())
 
 
+class _Golden(BaseModel):
+    """One case; see `docs/decoding.md`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str | int
+    prompt: list[list[int]] = Field(min_length=1)
+    params: dict[str, Any]
+    canvases: list[list[list[int]]] = Field(min_length=1)
+    seed: int | None = None
+    attention_mask: list[list[int]] | None = None
+    rng_dependent: bool | None = None
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> _Golden:
+        for rows in (self.prompt, self.attention_mask or self.prompt):
+            if [len(row) for row in rows] != [len(self.prompt[0])] * len(self.prompt):
+                raise ValueError("the rows of `prompt` and `attention_mask` are not of one length")
+        return self
+
+
+class _GoldenFile(BaseModel):
+    cases: list[_Golden]
+
+
 def load_goldens(path: Path) -> list[dict[str, Any]]:
     """Read a golden file's cases.
 
@@ -61,14 +90,11 @@ def load_goldens(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ConfigError(f"No golden file at `{path}`.")
     try:
-        cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ConfigError(f"`{path}` is not a golden file (a JSON object with `cases`): {error!r}") from None
-    for case in cases:
-        missing = {"id", "prompt", "params", "canvases"} - set(case)
-        if missing:
-            raise ConfigError(f"`{path}`: case {case.get('id', '?')} lacks {', '.join(sorted(missing))}.")
-    return list(cases)
+        content = parse_json(path.read_bytes())
+        parse_record(_GoldenFile, content)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"`{path}` is not a golden file (a JSON object with `cases`): {error}") from None
+    return list(content["cases"])
 
 
 def check_parity(model: DiffusionModel, cases: list[dict[str, Any]]) -> Iterator[ParityResult]:
@@ -108,6 +134,25 @@ def _faithful(model: DiffusionModel, case: Mapping[str, Any]) -> tuple[Policy, C
     params = dict(case["params"])
     generator = torch.Generator().manual_seed(int(case.get("seed") or 0))
     prompt_BP = torch.tensor(case["prompt"])
+    try:
+        policy, reply = _official(model, params, prompt_BP, generator)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"Golden case {case['id']}: no `params` of the official decoder: {error}") from None
+    known_BP = (prompt_BP >= 0) & (prompt_BP < model.info.vocab_size)
+    if not known_BP.all() or not 1 <= reply <= MAX_REPLY:
+        raise ConfigError(
+            f"Golden case {case['id']}: token ids are 0 to {model.info.vocab_size - 1}, "
+            f"and a reply is 1 to {MAX_REPLY} positions long."
+        )
+    return policy, _official_canvas(model, prompt_BP, case.get("attention_mask"), reply)
+
+
+def _official(
+    model: DiffusionModel, params: dict[str, Any], prompt_BP: Tensor, generator: torch.Generator
+) -> tuple[Policy, int]:
+    """The official decoder of the model's family, and how long a reply it writes."""
     policy: Policy
     if model.info.family == "llada":
         reply = int(params["gen_length"])
@@ -117,7 +162,7 @@ def _faithful(model: DiffusionModel, case: Mapping[str, Any]) -> tuple[Policy, C
         policy = OfficialDream(generator=generator, **params)
     else:
         raise ConfigError(f"Parity is defined for the families dream and llada, not `{model.info.family}`.")
-    return policy, _official_canvas(model, prompt_BP, case.get("attention_mask"), reply)
+    return policy, reply
 
 
 def _official_canvas(model: DiffusionModel, prompt_BP: Tensor, mask: Any, reply: int) -> Canvas:

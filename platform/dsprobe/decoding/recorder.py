@@ -1,7 +1,8 @@
 """The recorder: a hook that keeps every step of a batch on the device and hands it over once, as plain NumPy.
 
 Per step it scatters the statistics of the masked positions into dense ``[B, L]`` planes; nothing crosses to the host
-until the batch is finished, and nothing vocabulary-sized is kept.
+until the batch is finished, and nothing vocabulary-sized is kept, but the logits of rows that are logged raw, which
+leave the device step by step.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from dsprobe.config import RecordingConfig
 from dsprobe.decoding.canvas import Canvas
 from dsprobe.decoding.hooks import Hook, StepContext
+from dsprobe.decoding.logits_capture import LogitsCapture
 from dsprobe.decoding.loop import DenoiseOutput, StatisticsNeeds
 from dsprobe.decoding.records import (
     ACTION_NONE,
@@ -24,6 +26,7 @@ from dsprobe.decoding.records import (
     ACTION_REWRITE,
     BY_ATTACK,
     F32,
+    I8,
     NEVER,
     TrajectoryBatch,
 )
@@ -65,7 +68,12 @@ def statistics_needs(config: RecordingConfig, model: DiffusionModel, masks: int)
     state_bytes = masks * model.info.vocab_size * model.dtype.itemsize
     from_hidden = config.kl == "hidden" or (config.kl == "auto" and state_bytes > config.max_state_mib << 20)
     return StatisticsNeeds(
-        all_masks=True, top_k=max(2, config.top_k), entropy=True, kl=config.kl != "off", kl_from_hidden=from_hidden
+        all_masks=True,
+        top_k=max(2, config.top_k),
+        entropy=True,
+        kl=config.kl != "off",
+        kl_from_hidden=from_hidden,
+        model_logits="logits" in config.raw.keep,
     )
 
 
@@ -76,10 +84,18 @@ class Recorder(Hook):
         config: What to keep.
         model: Read for hidden states of chosen layers, where asked for.
         scorer: In-loop risk scorer; `None` records no risk (NaN).
+        raw_B: What each row is to the raw logs (`TrajectoryBatch.raw_B`); `None` logs nothing raw.
     """
 
-    def __init__(self, config: RecordingConfig, model: DiffusionModel, scorer: RiskScorer | None) -> None:
-        self._config, self._model, self._scorer = config, model, scorer
+    def __init__(
+        self,
+        config: RecordingConfig,
+        model: DiffusionModel,
+        scorer: RiskScorer | None,
+        raw_B: I8 | None = None,
+    ) -> None:
+        self._config, self._model, self._scorer, self._raw_B = config, model, scorer, raw_B
+        self._logits = LogitsCapture.of(config, raw_B)
         self._planes = _Planes()
         self._events: list[list[dict[str, Any]]] = []
         self._start = time.perf_counter()
@@ -128,6 +144,8 @@ class Recorder(Hook):
         if self._config.hidden_layers:
             states = self._model.hidden_layers(context.before_BL, canvas.real_BL, self._config.hidden_layers)
             planes.layers.append({layer: state.half() for layer, state in states.items()})
+        if self._logits is not None and context.model_logits_NV is not None:
+            self._logits.keep(context.model_logits_NV, context.row_N, context.position_N)
         self._note_events(context)
 
     def _note_events(self, context: StepContext) -> None:
@@ -219,6 +237,8 @@ class Recorder(Hook):
                 for layer in (self._config.hidden_layers if planes.layers else ())
             }
             or None,
+            raw_B=self._raw_B,
+            **({} if self._logits is None else self._logits.finish()),
         )
 
     def _risk(self, canvas: Canvas, predicted_SBL: Tensor, canvas_SBL: Tensor) -> tuple[Tensor, Tensor, Tensor]:

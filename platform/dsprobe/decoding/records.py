@@ -23,6 +23,9 @@ ACTION_NONE, ACTION_REMASK, ACTION_REWRITE, ACTION_VETO, ACTION_STOP = 0, 1, 2, 
 BY_ATTACK: Final = "attack"
 """Value of an event's `by` where an attack changed the canvas; events of guardrails have no `by`."""
 
+RAW_NONE, RAW_SAMPLE, RAW_CUT = 0, 1, 2
+"""What a row is to the raw logs: nothing, one of the random sample, or one that the budget has no room for."""
+
 I32 = npt.NDArray[np.int32]
 I16 = npt.NDArray[np.int16]
 I8 = npt.NDArray[np.int8]
@@ -99,6 +102,17 @@ class TrajectoryBatch:
     topk_logprobs_SBLK: F16 | None = None
     hidden_SBLD: dict[int, F16] | None = None
     """Opt-in: layer → hidden states at response positions."""
+    raw_B: I8 | None = None
+    """`RAW_NONE`, `RAW_SAMPLE` or `RAW_CUT`; `None` where nothing is logged raw."""
+    logits_NV: dict[int, F16] | None = None
+    """Opt-in: index s → logits of N positions that were masked before the step, of the rows that may be logged raw.
+
+    After guidance and suppression, before hooks change them; finite, suppressed tokens have -65504.
+    """
+    logits_row_N: dict[int, I32] | None = None
+    """Index s → row of each of the N positions."""
+    logits_position_N: dict[int, I32] | None = None
+    """Index s → canvas position of each."""
 
     @property
     def num_rows(self) -> int:

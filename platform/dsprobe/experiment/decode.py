@@ -16,7 +16,7 @@ from dsprobe.decoding.hooks import Hook
 from dsprobe.decoding.loop import denoise
 from dsprobe.decoding.policy import SchedulePolicy
 from dsprobe.decoding.recorder import Recorder, statistics_needs
-from dsprobe.decoding.records import RowKey, TrajectoryBatch
+from dsprobe.decoding.records import I8, RowKey, TrajectoryBatch
 from dsprobe.decoding.schedule import planned_steps
 from dsprobe.decoding.watching import OnStep, Watcher
 from dsprobe.experiment.evaluated import Condition, EvaluatedBatch
@@ -41,6 +41,7 @@ def decode_rows(
     guardrails: Sequence[Guardrail] = (),
     seed: int = 0,
     on_step: OnStep | None = None,
+    raw_B: I8 | None = None,
 ) -> TrajectoryBatch:
     """Decode one batch and record every step.
 
@@ -54,15 +55,24 @@ def decode_rows(
         guardrails: Built on the same model and decoding; diffusion models only.
         seed: Seed of the run.
         on_step: Called after every step.
+        raw_B: What each row is to the raw logs (`TrajectoryBatch.raw_B`); `None` logs nothing raw.
     """
     if model.info.kind == "autoregressive":
         causal = cast("CausalModel", model)
         return generate(
-            causal, rendered, keys, decoding, recording=recording, scorer=scorer, seed=seed, on_step=on_step
+            causal,
+            rendered,
+            keys,
+            decoding,
+            recording=recording,
+            scorer=scorer,
+            seed=seed,
+            on_step=on_step,
+            raw_B=raw_B,
         )
     diffusion = cast("DiffusionModel", model)
     canvas = batch_canvases(rendered, keys, model.info, seed=seed, device=model.device)
-    recorder = Recorder(recording, diffusion, scorer)
+    recorder = Recorder(recording, diffusion, scorer, raw_B)
     needs = statistics_needs(recording, diffusion, int(canvas.masked_BL.sum()))
     policy = SchedulePolicy(decoding, model.info, model.device)
     hooks: list[Hook] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,12 @@ class Condition:
         """Readable identity, unique within a run; the unguarded condition is not named."""
         parts = [self.model, self.prompts, self.attack, self.decoding]
         return "/".join(parts if self.guardrail == UNGUARDED else [*parts, self.guardrail])
+
+
+def sample_rank(condition: str, prompt_id: str, sample: int) -> int:
+    """A pseudo-random 64-bit number that belongs to the trajectory alone; orders random samples of a condition."""
+    digest = hashlib.blake2b(f"{condition}\0{prompt_id}\0{sample}".encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "big")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from dsprobe.config import UNGUARDED, DecodingConfig, GuardrailConfig, RunConfig, Spec
+from dsprobe.errors import ConfigError
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.experiment.plan import expand_grid
 from dsprobe.guardrails import GUARDRAILS
@@ -64,15 +65,27 @@ def answers(config: RunConfig, manifest: Mapping[str, Any]) -> Answers:
     Args:
         config: Its configuration.
         manifest: Its manifest, for model kinds and the number of harmful prompts.
+
+    Raises:
+        ConfigError: The manifest does not say which prompts are harmful.
     """
     return _Sorting(config, manifest).answers()
+
+
+def _has_harmful(prompts: str, facts: Mapping[str, Any]) -> bool:
+    if facts.get("harmful") is None:
+        raise ConfigError(
+            f"The run's manifest was written by an early version and does not say how many prompts of `{prompts}` are "
+            "harmful, so its conditions cannot be sorted out. Run the experiment again under another name."
+        )
+    return bool(facts["harmful"])
 
 
 class _Sorting:
     def __init__(self, config: RunConfig, manifest: Mapping[str, Any]) -> None:
         self.config = config
         self.kinds = {name: facts["kind"] for name, facts in manifest["models"].items()}
-        self.harmful = {name for name, facts in manifest["prompt_sets"].items() if facts["harmful"]}
+        self.harmful = {name for name, facts in manifest["prompt_sets"].items() if _has_harmful(name, facts)}
         self.conditions, _ = expand_grid(config, self.kinds)
 
     def answers(self) -> Answers:

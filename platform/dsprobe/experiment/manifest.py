@@ -8,13 +8,97 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from dsprobe.experiment.plan import Plan
+from pydantic import BaseModel, ConfigDict
+
 from dsprobe.judges import beside_generation, decides
+from dsprobe.judges.base import QUESTIONS
+from dsprobe.untrusted import parse_record
+
+if TYPE_CHECKING:
+    from dsprobe.experiment.plan import Plan
 
 MANIFEST_VERSION: Final = 1
+"""Version of the manifest; storage refuses newer ones."""
+
 PACKAGES: Final = ("dsprobe", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "ray", "duckdb")
+
+
+class _Part(BaseModel):
+    """A part of a manifest: what readers ask for has one type, and there may be more."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Named(_Part):
+    name: str
+    alias: str | None = None
+
+
+class _Risk(_Part):
+    threshold: float = 0.0
+
+
+class _Config(_Part):
+    models: list[_Named] = []
+    prompts: list[dict[str, Any]] = []
+    judges: list[_Named] = []
+    execution: dict[str, Any] = {}
+    risk: _Risk = _Risk()
+
+
+class _Model(_Part):
+    kind: str
+    digest: str
+
+
+class _Prompts(_Part):
+    digest: str
+    harmful: int | None = None  # manifests of the first versions do not say
+    synthetic: bool
+    limited: bool
+
+
+class _Sampler(_Part):
+    name: str
+
+
+class _Search(_Part):
+    sampler: _Sampler
+
+
+class _Sweep(_Part):
+    search: _Search
+
+
+class _Shape(_Part):
+    """What of a manifest is there has these types."""
+
+    version: int = 1
+    run_id: str
+    shards: list[str]
+    config: _Config = _Config()
+    sources: dict[str, str] = {}
+    models: dict[str, _Model] = {}
+    prompt_sets: dict[str, _Prompts] = {}
+    judges: dict[str, str] = {}
+    conditions: list[str] = []
+    not_run: dict[str, str] = {}
+    packages: dict[str, str] = {}
+    sweep: _Sweep | None = None
+
+
+def check_manifest(found: Mapping[str, Any]) -> None:
+    """Check the types of what a manifest holds: anyone may have written it.
+
+    Raises:
+        ValueError: It is no manifest; the message names the field.
+    """
+    shape = parse_record(_Shape, found)
+    unknown = set(shape.judges.values()) - set(QUESTIONS)
+    if unknown:
+        raise ValueError(f"`judges`: unknown question {min(unknown)[:40]!a}")
 
 
 def build_manifest(plan: Plan, sources: Mapping[str, str]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dsprobe.attacks import ATTACKS
@@ -19,6 +18,7 @@ from dsprobe.config import DecodingConfig, GuardrailConfig, ModelConfig, Prompts
 from dsprobe.errors import ConfigError, unknown_name
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.experiment.preflight import check_rendering, stand_in
+from dsprobe.experiment.raw_rows import check_raw
 from dsprobe.guardrails import GUARDRAILS
 from dsprobe.guardrails.build import check_guardrail
 from dsprobe.judges import JUDGES, beside_generation
@@ -26,9 +26,15 @@ from dsprobe.models.checkpoint import CheckpointFacts, inspect_checkpoint
 from dsprobe.prompts.base import PromptSet
 from dsprobe.prompts.load import load_prompts
 from dsprobe.risk import SCORERS
+from dsprobe.untrusted import local_path
 
 SHARD_FORMAT = 3
 """Bumped when the meaning of a shard's output changes, so that old shards are not taken for new ones."""
+
+
+MAX_CONDITIONS = 100_000
+MAX_TRAJECTORIES = 20_000_000
+"""Bounds of a plan, which is held in memory: a short configuration can stand for more than any machine holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,12 @@ def resolve(config: RunConfig) -> Plan:
     conditions, skipped = expand_grid(config, {name: facts.kind for name, facts in models.items()})
     if not conditions:
         raise ConfigError("The configuration has no runnable condition: " + "; ".join(skipped.values()))
+    trajectories = config.samples * sum(len(prompt_sets[condition.prompts].prompts) for condition in conditions)
+    if trajectories > MAX_TRAJECTORIES:
+        raise ConfigError(
+            f"The configuration stands for {trajectories} trajectories. Allowed: {MAX_TRAJECTORIES} a run; make "
+            "several runs of it, with other seeds or fewer conditions."
+        )
     shards = tuple(_shards(config, conditions, prompt_sets, models))
     plan = Plan(
         run_id=f"{config.name}-{_digest(s.id for s in shards)[:8]}",
@@ -104,6 +116,7 @@ def resolve(config: RunConfig) -> Plan:
         skipped=skipped,
         shards=shards,
     )
+    check_raw(plan)
     _check_rendering(plan)
     return plan
 
@@ -169,13 +182,13 @@ def judge_inputs(judges: Iterable[Spec]) -> dict[str, str]:
 
 
 def _digests(paths: Iterable[str]) -> dict[str, str]:
-    return {path: hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest() for path in paths}
+    return {path: hashlib.sha256(local_path(path, "file").read_bytes()).hexdigest() for path in paths}
 
 
 def _check_files(what: str, paths: Iterable[str]) -> None:
     for path in paths:
-        if not Path(path).expanduser().is_file():
-            raise ConfigError(f"{what}: no file at {Path(path).expanduser().absolute()}.")
+        if not (found := local_path(path, what)).is_file():
+            raise ConfigError(f"{what}: no file at {found.absolute()}.")
 
 
 def _check_rendering(plan: Plan) -> None:
@@ -199,7 +212,13 @@ def expand_grid(config: RunConfig, kinds: Mapping[str, str]) -> tuple[list[Condi
 
     Returns:
         Conditions in the configuration's order, and condition id → why it is not run.
+
+    Raises:
+        ConfigError: There would be more than `MAX_CONDITIONS`.
     """
+    cells = len(config.models) * len(config.prompts) * len(config.attacks)
+    if cells * len(config.decodings) * len(config.guardrails) > MAX_CONDITIONS:
+        raise ConfigError(f"The configuration's lists multiply to more than {MAX_CONDITIONS} conditions.")
     conditions: list[Condition] = []
     skipped: dict[str, str] = {}
     for model, prompts, attack in _cells(config):

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from dsprobe.attacks import ATTACKS, Attack
 from dsprobe.attacks.base import Rendered
 from dsprobe.config import ModelConfig
 from dsprobe.decoding.canvas import by_width, in_batches
-from dsprobe.decoding.records import RowKey, TrajectoryBatch
+from dsprobe.decoding.records import I8, RAW_NONE, RowKey, TrajectoryBatch
 from dsprobe.experiment.decode import decode_rows, evaluate_rows
 from dsprobe.experiment.evaluated import Condition, EvaluatedBatch
 from dsprobe.experiment.plan import Plan, RowRef, Shard
+from dsprobe.experiment.raw_rows import raw_rows
 from dsprobe.guardrails import Guardrail, Setting
 from dsprobe.guardrails.build import build_guardrails, rewritten
 from dsprobe.judges import build_judges
@@ -46,10 +49,15 @@ class ShardRunner:
         """
         attack = self._attack(shard.condition)
         guardrails = self._guardrails(shard.condition)
+        logged = raw_rows(self.plan, shard) if self.plan.config.recording.raw.keep else None
         for rows, rendered in self._batches(shard, attack, guardrails):
             prompts = [self._prompt(shard.condition, row) for row in rows]
             keys = [RowKey(prompt.id, row.sample) for prompt, row in zip(prompts, rows, strict=True)]
-            yield self.evaluate(shard.condition, prompts, self._decode(shard.condition, rendered, keys, guardrails))
+            raw_B = None
+            if logged is not None:
+                raw_B = np.array([logged.get((key.prompt_id, key.sample), RAW_NONE) for key in keys], np.int8)
+            batch = self._decode(shard.condition, rendered, keys, guardrails, raw_B)
+            yield self.evaluate(shard.condition, prompts, batch)
 
     def _attack(self, condition: Condition) -> Attack:
         spec = self.plan.attack(condition)
@@ -84,6 +92,7 @@ class ShardRunner:
         rendered: Sequence[Rendered],
         keys: Sequence[RowKey],
         guardrails: Sequence[Guardrail],
+        raw_B: I8 | None,
     ) -> TrajectoryBatch:
         config = self.plan.config
         return decode_rows(
@@ -95,6 +104,7 @@ class ShardRunner:
             scorer=self.scorer,
             guardrails=guardrails,
             seed=config.seed,
+            raw_B=raw_B,
         )
 
     def evaluate(self, condition: Condition, prompts: list[Prompt], batch: TrajectoryBatch) -> EvaluatedBatch:

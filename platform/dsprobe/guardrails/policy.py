@@ -27,6 +27,7 @@ from dsprobe.guardrails.weighting import PiecewiseLinearWeighting, Weighting
 from dsprobe.registry import ComponentConfig
 from dsprobe.risk import SCORERS
 from dsprobe.risk.base import RiskOutput
+from dsprobe.untrusted import local_path
 
 STREAM_INTERVENE: Final = 11
 """Random stream of exploring interventions; the decoder's own streams are 1 and 2."""
@@ -198,7 +199,7 @@ class PolicyConfig(ActionConfig):
     @property
     def file(self) -> Path:
         """The policy file."""
-        return Path(self.path).expanduser()
+        return local_path(self.path, "policy file")
 
 
 class PolicyGuardrail(NetworkGuardrail):
@@ -281,7 +282,7 @@ class LearnedWeighting(Weighting):
             Raises:
                 ConfigError: It is missing, or not a policy file.
             """
-            return read_header(Path(self.path).expanduser())
+            return read_header(local_path(self.path, "policy file"))
 
     config: Config
 

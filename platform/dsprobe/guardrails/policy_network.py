@@ -105,13 +105,15 @@ class PolicyNetwork(nn.Module):
         Raises:
             ConfigError: There is no such file, or its header or weights are not a policy's.
         """
-        network = cls(read_header(path))
+        header = read_header(path)
         with safe_open(path, framework="pt") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
-        wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        wanted = _shapes(header)
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != wanted:
             raise ConfigError(f"policy file `{path}`: its tensors {found} are not the {wanted} that its header names.")
+        # Built once the file is known to hold that much: a header may name any width.
+        network = cls(header)
         network.load_state_dict(tensors)
         return network.requires_grad_(False).eval()
 
@@ -140,6 +142,19 @@ class PolicyNetwork(nn.Module):
             )
 
 
+def _shapes(header: PolicyHeader) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that a header names."""
+    inputs, hidden = header.width + SCALARS, header.hidden
+    return {
+        "inner_HI": (hidden, inputs),
+        "inner_H": (hidden,),
+        "outer_2H": (2, hidden),
+        "outer_2": (2,),
+        "mean": (inputs,),
+        "scale": (inputs,),
+    }
+
+
 def read_header(path: Path) -> PolicyHeader:
     """Read what a policy file says about itself, without its weights.
 
@@ -151,7 +166,7 @@ def read_header(path: Path) -> PolicyHeader:
     try:
         with safe_open(path, framework="pt") as stream:
             header = (stream.metadata() or {}).get(HEADER_KEY)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ConfigError(f"`{path}` is not a policy file: {error}. Allowed: files of dsprobe policy train.") from None
     if header is None:
         raise ConfigError(f"`{path}` is not a policy file: its metadata lacks `{HEADER_KEY}`. Allowed: files of "

@@ -12,6 +12,7 @@ from dsprobe.errors import ConfigError
 from dsprobe.judges.base import Decides, Judge, Reply, Verdict
 from dsprobe.judges.phrase_lists import PHRASE_LISTS, anywhere
 from dsprobe.registry import ComponentConfig
+from dsprobe.untrusted import local_path
 
 
 class KeywordRefusalJudge(Judge):
@@ -51,7 +52,7 @@ class KeywordRefusalJudge(Judge):
     def __init__(self, config: Config) -> None:
         self.config = config
         chosen = PHRASE_LISTS[config.phrases]
-        own = None if config.file is None else _lines(Path(config.file).expanduser())
+        own = None if config.file is None else _lines(local_path(config.file, "judge `keyword_refusal`"))
         self._phrases = (*(chosen.phrases if own is None else own), *config.extra)
         self._match = chosen.match if own is None else anywhere
 

@@ -7,7 +7,6 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from pydantic import Field, model_validator
@@ -19,6 +18,7 @@ from dsprobe.judges.base import Decides, Judge, Reply, Verdict
 from dsprobe.judges.parsing import UNPARSABLE, ParseConfig, parse
 from dsprobe.judges.templates import SLOTS, fill, published, slots
 from dsprobe.registry import ComponentConfig
+from dsprobe.untrusted import local_path
 
 
 class Rubric(ComponentConfig):
@@ -203,6 +203,6 @@ class RubricJudge(AskingJudge):
 
 def _read_template(file: str) -> str:
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
+        return local_path(file, "judge `rubric`").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Judge `rubric`: template_file `{file}` cannot be read as UTF-8 text: {error}.") from error

@@ -7,7 +7,7 @@ is made from these facts alone; nothing here builds a model.
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
 
 from dsprobe.config import ModelConfig
 from dsprobe.errors import CheckpointError, unknown_name
@@ -23,13 +24,18 @@ from dsprobe.models import hub
 from dsprobe.models.base import ModelKind
 from dsprobe.models.layouts import (
     DIFFUSION_FAMILIES,
+    MAX_SIZE,
     Family,
     detect_family,
     native_config,
 )
+from dsprobe.untrusted import local_path, parse_json, parse_record
 
 MASK_TEXTS: Final = ("<|mask|>", "<|mdm_mask|>", "<mask>", "[MASK]")
 """Spellings of the mask token in published tokenizers."""
+
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,250}\.safetensors")
+"""What an index may call a file: one name, in the folder of the index."""
 
 _UNSAFE: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZER_FILES: Final = (
@@ -95,7 +101,7 @@ def local_folder(config: ModelConfig) -> Path | None:
             error = unknown_name("embedded model", config.name, EMBEDDED_MODELS)
             raise type(error)(f"{error} Other models need `path`.")
         return checkpoint_dir(config.name)
-    folder = Path(config.path).expanduser()
+    folder = local_path(config.path, f"model `{config.name}`")
     return folder.resolve() if folder.is_dir() else None
 
 
@@ -104,7 +110,23 @@ def inspect_folder(config: ModelConfig, folder: Path) -> CheckpointFacts:
     raw = read_json(folder / "config.json")
     weights = weight_files(folder)
     parameter_bytes = sum(_tensor_bytes(file).total() for file in weights)
-    return _facts(config, raw, folder, parameter_bytes, folder_digest(folder))
+    facts = _facts(config, raw, folder, parameter_bytes, folder_digest(folder))
+    _check_plausible(facts, sum(_tensor_count(file) for file in weights))
+    return facts
+
+
+def _check_plausible(facts: CheckpointFacts, tensors: int) -> None:
+    """Refuse sizes that the weights cannot have: a network of that size would be built before they are compared.
+
+    Every layer has a tensor of its own, and the embedding a value for each token and hidden unit; a byte holds eight
+    values at most.
+    """
+    embedding = facts.vocab_size * facts.hidden_size
+    if facts.num_layers > tensors or embedding > 8 * facts.parameter_bytes:
+        raise CheckpointError(
+            f"{facts.path}: config.json speaks of {facts.num_layers} layers, {facts.vocab_size} tokens and width "
+            f"{facts.hidden_size}; the weights are {tensors} tensors of {facts.parameter_bytes} bytes in all."
+        )
 
 
 def folder_digest(folder: Path) -> str:
@@ -128,7 +150,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        files = [folder / name for name in _indexed(index)]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(f"{folder}: the index names missing files: {', '.join(missing)}.")
@@ -143,6 +165,18 @@ def weight_files(folder: Path) -> list[Path]:
             "Convert them to safetensors first."
         )
     raise CheckpointError(f"{folder}: no model.safetensors and no model.safetensors.index.json.")
+
+
+def _indexed(index: Path) -> list[str]:
+    """File names of an index, each in the index's own folder."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()) or not names:
+        raise CheckpointError(f"{index}: no `weight_map` from tensors to file names.")
+    files = sorted(set(names.values()))
+    for name in files:
+        if not _FILE_NAME.fullmatch(name):
+            raise CheckpointError(f"{index}: `{name[:80]!a}` is no name of a safetensors file in this folder.")
+    return files
 
 
 def stored_dtype(folder: Path) -> str:
@@ -162,8 +196,8 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"{file.parent}: no {file.name}.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: not valid JSON ({error}).") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: expected a JSON object.")
@@ -182,8 +216,9 @@ def _facts(config: ModelConfig, raw: dict[str, Any], folder: Path | None, size: 
     where = str(folder or config.path)
     family: Family = detect_family(raw, where) if config.family == "auto" else config.family
     native = native_config(raw, family, where)
+    vocab_size = _sizes(native, where)["vocab_size"]
     kind: ModelKind = "diffusion" if family in DIFFUSION_FAMILIES else "autoregressive"
-    mask = _mask_token_id(config, raw, folder, int(native.vocab_size)) if kind == "diffusion" else None
+    mask = _mask_token_id(config, raw, folder, vocab_size) if kind == "diffusion" else None
     if kind == "diffusion" and mask is None and folder is not None:
         raise CheckpointError(
             f"{where}: neither config.json nor the tokenizer names a mask token; set `mask_token_id`."
@@ -195,17 +230,41 @@ def _facts(config: ModelConfig, raw: dict[str, Any], folder: Path | None, size: 
         path=folder,
         family=family,
         kind=kind,
-        vocab_size=int(native.vocab_size),
-        num_layers=int(native.num_hidden_layers),
-        hidden_size=int(native.hidden_size),
-        max_positions=int(getattr(native, "max_position_embeddings", 0) or 0),
+        **_sizes(native, where),
         mask_token_id=mask,
-        eos_token_ids=unique_ids(raw.get("eos_token_id"), extra.get("eos_token_id")),
-        pad_token_id=_first(unique_ids(raw.get("pad_token_id"), extra.get("pad_token_id"))),
+        eos_token_ids=_named_ids("eos_token_id", raw, extra, where),
+        pad_token_id=_first(_named_ids("pad_token_id", raw, extra, where)),
         parameter_bytes=size,
         digest=digest,
         revision=config.revision,
     )
+
+
+def _sizes(native: PreTrainedConfig, where: str) -> dict[str, int]:
+    """Sizes of a network, whatever a library's class lets through."""
+    named = {
+        "vocab_size": getattr(native, "vocab_size", None),
+        "num_layers": getattr(native, "num_hidden_layers", None),
+        "hidden_size": getattr(native, "hidden_size", None),
+    }
+    sizes: dict[str, int] = {}
+    for name, value in named.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+            raise CheckpointError(f"{where}: {name} in config.json is {str(value)[:40]!a}. Allowed: 1 to {MAX_SIZE}.")
+        sizes[name] = value
+    positions = getattr(native, "max_position_embeddings", 0) or 0
+    if isinstance(positions, bool) or not isinstance(positions, int) or not 0 <= positions <= 2**40:
+        raise CheckpointError(f"{where}: max_position_embeddings in config.json is {str(positions)[:40]!a}.")
+    return {**sizes, "max_positions": positions}
+
+
+def _named_ids(name: str, raw: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    """Token ids that `config.json` or `generation_config.json` gives by a name."""
+    found = [content.get(name) for content in (raw, extra)]
+    try:
+        return unique_ids(*(parse_record(int | list[int] | None, ids) for ids in found))  # type: ignore[arg-type]
+    except ValueError:
+        raise CheckpointError(f"{where}: `{name}` is no token id and no list of them.") from None
 
 
 def unique_ids(*found: int | Iterable[int] | None) -> tuple[int, ...]:
@@ -227,9 +286,12 @@ def _mask_token_id(config: ModelConfig, raw: Mapping[str, Any], folder: Path | N
         found = raw.get("mask_token_id")
     if found is None and folder is not None:
         found = _mask_in_tokenizer(folder)
-    if found is not None and not 0 <= found < vocab_size:
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < vocab_size:
         raise CheckpointError(
-            f"{folder or config.path}: mask token id {found} is outside the vocabulary (0 to {vocab_size - 1})."
+            f"{folder or config.path}: mask token id {str(found)[:40]} is outside the vocabulary "
+            f"(0 to {vocab_size - 1})."
         )
     return found
 
@@ -237,17 +299,22 @@ def _mask_token_id(config: ModelConfig, raw: Mapping[str, Any], folder: Path | N
 def _mask_in_tokenizer(folder: Path) -> int | None:
     texts = list(MASK_TEXTS)
     added: dict[str, int] = {}
-    if (folder / "tokenizer_config.json").is_file():
-        settings = read_json(folder / "tokenizer_config.json")
-        named = settings.get("mask_token")
-        if named is not None:
-            texts.insert(0, named["content"] if isinstance(named, dict) else named)
-        decoder = settings.get("added_tokens_decoder", {})
-        added |= {token["content"]: int(token_id) for token_id, token in decoder.items()}
-    if (folder / "tokenizer.json").is_file():
-        tokens = read_json(folder / "tokenizer.json").get("added_tokens", [])
-        added |= {token["content"]: token["id"] for token in tokens}
-    return next((added[text] for text in texts if text in added), None)
+    try:
+        if (folder / "tokenizer_config.json").is_file():
+            settings = read_json(folder / "tokenizer_config.json")
+            named = settings.get("mask_token")
+            if named is not None:
+                texts.insert(0, named["content"] if isinstance(named, dict) else named)
+            decoder = settings.get("added_tokens_decoder") or {}
+            added |= {token["content"]: int(token_id) for token_id, token in decoder.items()}
+        if (folder / "tokenizer.json").is_file():
+            tokens = read_json(folder / "tokenizer.json").get("added_tokens") or []
+            added |= {token["content"]: token["id"] for token in tokens}
+        return next((added[text] for text in texts if text in added), None)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{folder}: the tokenizer's files do not describe their tokens ({error!r}).") from None
 
 
 def _tensor_bytes(file: Path) -> Counter[str]:
@@ -262,8 +329,13 @@ def _tensor_bytes(file: Path) -> Counter[str]:
                     count *= length
                 sizes[entry.get_dtype()] += count * _BYTES.get(entry.get_dtype(), 1)
             return sizes
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: damaged or not a safetensors file ({error}).") from None
+
+
+def _tensor_count(file: Path) -> int:
+    with safe_open(file, framework="numpy") as tensors:
+        return len(tensors.keys())
 
 
 _BYTES: Final = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}

@@ -12,9 +12,11 @@ import huggingface_hub
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.utils._validators import validate_repo_id
 
 from dsprobe.config import ModelConfig
 from dsprobe.errors import CheckpointError, ConfigError, PrerequisiteError
@@ -23,8 +25,8 @@ WEIGHTS: Final = "*.safetensors"
 ALLOWED_FILES: Final = (WEIGHTS, "*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model")
 """What is downloaded: weights, configuration and tokenizer files; no Python, no pickles."""
 
-_HUB_ID: Final = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-_COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 def hub_id(config: ModelConfig) -> tuple[str, str]:
@@ -54,16 +56,24 @@ def pinned(what: str, path: str, revision: str | None, same: str) -> tuple[str, 
     Raises:
         ConfigError: The path is no hub id, or the revision is not a full commit hash.
     """
-    if not _HUB_ID.match(path):
+    if not _is_hub_id(path):
         raise ConfigError(f"{what}: path `{path}` is neither a folder nor a hub id.")
     if revision is None:
         raise ConfigError(
             f"{what}: `{path}` is no local folder, and as a hub id it needs "
             f"`revision: <commit hash>`, so that every run reads {same}."
         )
-    if not _COMMIT.match(revision):
+    if not _COMMIT.fullmatch(revision):
         raise ConfigError(f"{what}: revision `{revision}` can move; give the full commit hash (40 hexadecimal digits).")
     return path, revision
+
+
+def _is_hub_id(path: str) -> bool:
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return _HUB_ID.fullmatch(path) is not None
 
 
 def fetch_file(config: ModelConfig, filename: str) -> Path:

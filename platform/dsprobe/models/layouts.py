@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -19,6 +20,10 @@ from dsprobe.errors import CheckpointError
 Family = Literal["dream", "llada", "causal", "toy-diffusion", "toy-autoregressive"]
 FAMILIES: Final[tuple[Family, ...]] = get_args(Family)
 DIFFUSION_FAMILIES: Final = frozenset({"dream", "llada", "toy-diffusion"})
+
+MAX_LAYERS: Final = 10_000
+MAX_SIZE: Final = 2**31 - 1
+"""Largest number that `config.json` may hold, and of layers: ten times what any model has."""
 
 FAMILY_KEY: Final = "dsprobe_family"
 """Key in `config.json` by which the embedded models name their family."""
@@ -83,7 +88,7 @@ def detect_family(raw: Mapping[str, Any], where: str) -> Family:
     if FAMILY_KEY in raw:
         named = raw[FAMILY_KEY]
         if named not in FAMILIES:
-            raise CheckpointError(f"{where}: `{FAMILY_KEY}` is `{named}`. Allowed: {', '.join(FAMILIES)}.")
+            raise CheckpointError(f"{where}: `{FAMILY_KEY}` is `{str(named)[:40]}`. Allowed: {', '.join(FAMILIES)}.")
         return FAMILIES[FAMILIES.index(named)]
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
@@ -116,6 +121,7 @@ def native_config(raw: Mapping[str, Any], family: Family, where: str) -> PreTrai
         CheckpointError: A needed key is missing, or a flag asks for something the native class does not do.
     """
     published = str(raw.get("model_type", "")).lower()
+    _check_sizes(raw, where)
     try:
         if published == "dream":
             config = _dream_config(raw, where)
@@ -123,13 +129,26 @@ def native_config(raw: Mapping[str, Any], family: Family, where: str) -> PreTrai
             config = _llada_config(raw, where)
         else:
             config = _transformers_config(raw, where)
+    except CheckpointError:
+        raise
     except KeyError as error:
         raise CheckpointError(f"{where}: config.json lacks `{error.args[0]}`.") from None
+    # What the classes of transformers raise for values of wrong types.
+    except (StrictDataclassError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise CheckpointError(f"{where}: config.json cannot be read: {str(error)[:300]}.") from None
     if family in DIFFUSION_FAMILIES:
         # The supported switch for bidirectional attention: it sets the mask builder and the kernel flag.
         config.is_causal = False
         config.use_cache = False
     return config
+
+
+def _check_sizes(raw: Mapping[str, Any], where: str) -> None:
+    """Refuse absurd numbers before a class of transformers makes a list of so many layers."""
+    for key, value in raw.items():
+        limit = MAX_LAYERS if "layer" in key else MAX_SIZE
+        if isinstance(value, int | float) and abs(value) > limit:
+            raise CheckpointError(f"{where}: `{key[:40]}` in config.json is {str(value)[:40]}. Allowed: up to {limit}.")
 
 
 def key_mapping(raw: Mapping[str, Any]) -> dict[str, str] | None:
@@ -187,7 +206,7 @@ def _llada_config(raw: Mapping[str, Any], where: str) -> PreTrainedConfig:
 
 def _transformers_config(raw: Mapping[str, Any], where: str) -> PreTrainedConfig:
     model_type = raw["model_type"]
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise CheckpointError(f"{where}: transformers has no configuration for `{model_type}`.")
     config_class: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
     # Without `auto_map` nothing can ask for the code in the folder.

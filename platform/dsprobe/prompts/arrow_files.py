@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsprobe.errors import ConfigError
 from dsprobe.prompts.tables import Row, Table, Unreadable
+
+MAX_ROWS: Final = 10_000_000
+MAX_BYTES: Final = 4 << 30
+"""Of a Parquet file unpacked: a few kilobytes can stand for terabytes."""
 
 
 def parquet_table(data: bytes, where: str) -> Table:
@@ -18,10 +22,26 @@ def parquet_table(data: bytes, where: str) -> Table:
         ConfigError: It cannot be read as Parquet, or a text in it is not UTF-8; the message names row and column.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read()
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        _check_size(file.metadata, where)
+        table = file.read()
+    except ConfigError:
+        raise
+    # A damaged file may end in any of these, `UnicodeDecodeError` for the name of a column among them.
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         raise ConfigError(f"{where}: not a readable Parquet file ({error}).") from None
     return arrow_table(table, where)
+
+
+def _check_size(metadata: pq.FileMetaData, where: str) -> None:
+    """Refuse a file that unpacks to more than prompts can be; its footer says so before anything is unpacked."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    unpacked = sum(group.total_byte_size for group in groups)
+    if not 0 <= metadata.num_rows <= MAX_ROWS or not 0 <= unpacked <= MAX_BYTES:
+        raise ConfigError(
+            f"{where}: {metadata.num_rows} rows of {unpacked} bytes unpacked. Allowed: {MAX_ROWS} rows, {MAX_BYTES} "
+            "bytes."
+        )
 
 
 def arrow_table(table: pa.Table, where: str) -> Table:

@@ -6,6 +6,7 @@ network. The library's scripts (and `trust_remote_code`) went with its version 4
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,17 @@ from dsprobe.config import PromptsConfig
 from dsprobe.errors import ConfigError, missing_package, unknown_name
 from dsprobe.models.hub import hub_errors, pinned
 from dsprobe.prompts.tables import Table
+from dsprobe.untrusted import local_path
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 DATA_FILES: Final = ("*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.arrow", "README.md")
 """What is downloaded: data in formats without code, and the card, which names configurations and splits."""
+
+
+MAX_ENTRIES: Final = 20_000
+"""Files and folders of a dataset's folder at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +68,11 @@ def _folder(config: PromptsConfig) -> tuple[Path, str]:
     """The dataset's local folder, fetched where it is a hub id, and the commit."""
     if config.path is None:
         raise ConfigError(f"prompts `{config.key}`: source `hf` needs `path`: a hub id or a dataset folder.")
-    local = Path(config.path).expanduser()
+    local = local_path(config.path, f"prompts `{config.key}`")
     if local.is_dir():
         if config.revision is not None:
             raise ConfigError(f"prompts `{config.key}`: {local} is a folder; `revision` is for hub ids.")
+        _check_few(local, config)
         return local.resolve(), ""
     repo, revision = pinned(f"prompts `{config.key}`", config.path, config.revision, "the same prompts")
     with hub_errors(repo, revision, kind="dataset"):
@@ -73,6 +80,18 @@ def _folder(config: PromptsConfig) -> tuple[Path, str]:
             repo, repo_type="dataset", revision=revision, allow_patterns=list(DATA_FILES)
         )
     return Path(folder), revision
+
+
+def _check_few(folder: Path, config: PromptsConfig) -> None:
+    """Refuse a folder such as a whole home or disk, which the library would search for data files."""
+    entries = 0
+    for _, folders, files in os.walk(folder):
+        entries += len(folders) + len(files)
+        if entries > MAX_ENTRIES:
+            raise ConfigError(
+                f"prompts `{config.key}`: {folder} holds more than {MAX_ENTRIES} files and folders. Give the folder of "
+                "one dataset."
+            )
 
 
 def _is_saved(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from dsprobe.prompts.base import PromptSet, digest_of
 from dsprobe.prompts.layouts import BENCHMARKS, Layout, choose_layout, expected, official
 from dsprobe.prompts.selection import select
 from dsprobe.prompts.tables import Table, read_prompts
+from dsprobe.untrusted import local_path
 
 if TYPE_CHECKING:
     from dsprobe.prompts.toy import Split
@@ -78,7 +79,10 @@ def _toy(config: PromptsConfig) -> PromptSet:
 
 def _file(config: PromptsConfig) -> PromptSet:
     path = _existing(config)
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"prompts `{config.key}`: {path} cannot be read: {error.strerror}.") from None
     prompts = _from_rows(_reader(config, path)(data, str(path)), config, _file_split(config, path))
     return replace(prompts, file_digest=hashlib.sha256(data).hexdigest())
 
@@ -111,7 +115,7 @@ def _existing(config: PromptsConfig) -> Path:
     wanted = f"Expected: {expected(config.source)}. {official(config.source)}".strip()
     if config.path is None:
         raise ConfigError(f"prompts `{config.key}`: source `{config.source}` needs `path`. {wanted}")
-    path = Path(config.path).expanduser()
+    path = local_path(config.path, f"prompts `{config.key}`")
     if not path.is_file():
         raise ConfigError(f"prompts `{config.key}`: no file at {path.absolute()}. {wanted}")
     return path

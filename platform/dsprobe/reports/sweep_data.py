@@ -250,4 +250,4 @@ def _finite(value: float) -> float | None:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort key that puts `stack.2` before `stack.10`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]

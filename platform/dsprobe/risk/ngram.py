@@ -18,6 +18,7 @@ from dsprobe.registry import ComponentConfig
 from dsprobe.risk.base import RiskInput, RiskOutput, RiskScorer, View
 from dsprobe.toy.assets import assets_dir
 from dsprobe.toy.tokenizer import tokenizer_digest
+from dsprobe.untrusted import local_path
 
 NUM_BUCKETS: Final = 4096
 """Hash buckets that uni- and bigrams share."""
@@ -91,9 +92,9 @@ class NgramWeights:
             with safe_open(path, framework="pt") as stream:
                 digest = (stream.metadata() or {}).get("tokenizer", "")
                 weight_F, bias = stream.get_tensor("weight"), stream.get_tensor("bias")
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} does not hold n-gram weights: {error}") from None
-        if weight_F.shape != (NUM_BUCKETS,):
+        if weight_F.shape != (NUM_BUCKETS,) or bias.numel() != 1:
             raise CheckpointError(f"{path}: {tuple(weight_F.shape)} weights; allowed: ({NUM_BUCKETS},).")
         return cls(weight_F=weight_F, bias=bias.reshape(()), tokenizer=digest)
 
@@ -132,7 +133,7 @@ class NgramScorer(RiskScorer):
 
     def __init__(self, config: Config, model: LanguageModel) -> None:
         self.config = config
-        folder = assets_dir() if config.folder is None else Path(config.folder)
+        folder = assets_dir() if config.folder is None else local_path(config.folder, "scorer `ngram`")
         weights = NgramWeights.load(folder / f"ngram-{config.weights}.safetensors")
         if model.tokenizer is None or tokenizer_digest(model.tokenizer) != weights.tokenizer:
             raise ConfigError(

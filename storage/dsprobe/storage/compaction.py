@@ -1,13 +1,14 @@
 """From committed shards to the run's tables, in an order that depends on nothing but the rows.
 
 ``tables/<table>/model=…/attack=…/part-<digest>.parquet``: rows sorted by condition, prompt, sample, step and position,
-one row group per condition (or per million rows), so neither shard sizes, retries nor arrival order show. Files are
-named after their content: new ones are written first, then ``tables/_current.json`` is replaced,
-which names the files that count, then files it does not name are deleted. dsprobe's own readers follow
-``_current.json`` and never see a mixture; a plain ``tables/steps/**/*.parquet`` pattern is exact whenever no compaction
-is under way (or was killed between the two last actions: compact again).
+so neither shard sizes, retries nor arrival order show; `dsprobe.storage.table_files` says where files are cut. Files
+are named after their content: they are written first, then an index that names the files that count is put if absent
+(`dsprobe.storage.table_index`), then files that only older indexes name are deleted. dsprobe's own readers follow the
+index and never see a mixture; a plain ``tables/steps/**/*.parquet`` pattern is exact whenever no compaction is under
+way or was killed (`dsprobe gc` removes what a killed one left).
 
-Memory is bounded by the tables of one condition.
+Partitions whose shards and scores are those of the last compaction are not written again. Memory is bounded by a few
+row groups and by one shard, whatever the number of trajectories; what must wait does so in a scratch file.
 """
 
 from __future__ import annotations
@@ -15,95 +16,136 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import Any, Final
 from urllib.parse import quote
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dsprobe.config import UNGUARDED
 from dsprobe.errors import StorageError
 from dsprobe.experiment.evaluated import Condition
-from dsprobe.judges.base import Decides
-from dsprobe.storage.content_files import ContentFile, read_checked
+from dsprobe.storage.commit_record import CommitRecord
+from dsprobe.storage.content_files import open_checked
+from dsprobe.storage.merged_state import MergedState
 from dsprobe.storage.objects import ObjectStore
-from dsprobe.storage.reducer import ReducerState
-from dsprobe.storage.run_store import CommitRecord, RunStore
-from dsprobe.storage.schemas import TABLES, VOLATILE, TableKind, check_version, open_writer, with_metadata
-from dsprobe.storage.scores import JudgeScores, all_scores, with_scores
-from dsprobe.storage.selection import Candidate, sample_rank, select
-from dsprobe.storage.statistics import finalise
+from dsprobe.storage.partition_writer import PartitionWriter
+from dsprobe.storage.run_store import RunStore
+from dsprobe.storage.schemas import SCHEMA_VERSION, TABLES, VOLATILE, TableKind, open_writer
+from dsprobe.storage.scores import JudgeScores, all_scores
+from dsprobe.storage.table_index import (
+    FileEntry,
+    TableIndex,
+    current_files,
+    newest_index,
+    put_index,
+    remove_superseded,
+)
 
-CURRENT: Final = "tables/_current.json"
-"""Names the files of the tables; its underscore and ending match no reader's pattern."""
+REMEDY: Final = "Rebuild the tables: dsprobe compact RUN --rebuild."
+"""What the user can do about a damaged file of a table."""
 
-INDEX_VERSION: Final = 1
+_LAYOUT: Final = 1
+"""Bumped when the same shards and scores give other files, so that those of earlier versions are written again."""
 
-STATE_TABLES: Final = ("reducer_counts", "reducer_sums")
+_ATTEMPTS: Final = 10
 
-_ORDER: Final = ("condition", "prompt_id", "sample", "step", "position", "quantity")
+_DIGEST_ROWS: Final = 1 << 16
 
 
-def compact(store: RunStore) -> None:
-    """Rebuild all tables from the committed shards and scores; the same ones always give the same tables.
+def compact(store: RunStore, *, rebuild: bool = False, known: MergedState | None = None) -> None:
+    """Make the tables of the committed shards and scores; the same ones always give the same files.
 
-    One process at a time may compact a run. Readers may read meanwhile.
+    Any number of processes may compact a run at once, and readers may read meanwhile.
+
+    Args:
+        store: The run.
+        rebuild: Write every partition, also those that have not changed: the cure for damaged tables.
+        known: Statistics of shards that were merged while they were committed; those of the others are read.
 
     Raises:
         StorageError: Nothing is committed, a shard's or a score's file is damaged, or the store failed.
     """
+    for _ in range(_ATTEMPTS):
+        last = newest_index(store.objects)
+        index = _compacted(store, last, rebuild=rebuild, known=known or MergedState())
+        if last is not None and index.same_tables(last):
+            remove_superseded(store.objects, last)  # what a killed compaction left to do
+            return
+        if put_index(store.objects, index):
+            remove_superseded(store.objects, index)
+            # A slow remover of an older index may have taken a file whose content came back meanwhile.
+            if index.files() <= set(store.objects.list("tables")):
+                return
+    raise StorageError(
+        f"{store.url}: other compactions were faster {_ATTEMPTS} times; compact again when they are done."
+    )
+
+
+def _compacted(store: RunStore, last: TableIndex | None, *, rebuild: bool, known: MergedState) -> TableIndex:
+    """Write what has changed since the last index, and list all."""
     records = sorted(store.committed().values(), key=lambda r: (_partition(r.condition), r.condition.id, r.shard_id))
     if not records:
         raise StorageError(f"{store.url} has no committed shards to make tables of.")
-    scored = all_scores(store.objects)
-    files: dict[TableKind, list[dict[str, Any]]] = {kind: [] for kind in TABLES}
-    for partition, members in groupby(records, key=lambda r: _partition(r.condition)):
-        for kind, entry in _write_partition(store, partition, list(members), scored).items():
-            files[kind].append(entry)
-    questions = {scores.record.judge: scores.record.question for scores in scored}
-    index = {"version": INDEX_VERSION, "run_id": store.run_id, "tables": files, "scored": questions}
-    store.objects.put(CURRENT, json.dumps(index, indent=1, sort_keys=True).encode())
-    current = {entry["path"] for entries in files.values() for entry in entries}
-    for name in store.objects.list("tables"):
-        if name != CURRENT and name not in current:
-            store.objects.remove(name)
+    unchanged = None if rebuild or last is None else _Unchanged(store.objects, last)
+    tables: dict[TableKind, list[FileEntry]] = {kind: [] for kind in TABLES}
+    sources: dict[str, dict[str, str]] = {}
+    with all_scores(store.objects) as scored:
+        for partition, members in groupby(records, key=lambda r: _partition(r.condition)):
+            shards = list(members)
+            sources[partition] = _sources(shards, scored)
+            kept = unchanged.files(partition, sources[partition]) if unchanged else {}
+            wanted = set(TABLES) - set(kept)
+            made = _write_partition(PartitionWriter(store, partition, scored, wanted, known), shards) if wanted else {}
+            for kind in TABLES:
+                tables[kind] += kept[kind] if kind in kept else made[kind]
+        questions = {scores.record.judge: scores.record.question for scores in scored}
+    return TableIndex(
+        generation=last.generation + 1 if last else 1,
+        run_id=store.run_id,
+        tables=tables,
+        scored=questions,
+        sources=sources,
+    )
 
 
-def current_files(objects: ObjectStore, kind: TableKind) -> list[dict[str, Any]]:
-    """The files of a table: their ``path`` relative to the run, ``bytes``, ``sha256`` and ``rows``.
+class _Unchanged:
+    """Files of the last compaction that may be kept."""
 
-    Raises:
-        StorageError: The run has not been compacted, or by a newer version.
-    """
-    return list(_index(objects)["tables"][kind])
+    def __init__(self, objects: ObjectStore, last: TableIndex) -> None:
+        self._last = last
+        self._sizes = {entry.name: entry.bytes for entry in objects.entries("tables")}
+
+    def files(self, partition: str, sources: dict[str, str]) -> dict[TableKind, list[FileEntry]]:
+        """Table → its files in a partition, where they were made of the same and are still there."""
+        made = self._last.sources.get(partition, {})
+        same = (kind for kind in TABLES if made.get(kind) == sources[kind])
+        found = {kind: self._last.entries(kind, partition) for kind in same}
+        return {kind: entries for kind, entries in found.items() if all(map(self._is_there, entries))}
+
+    def _is_there(self, entry: FileEntry) -> bool:
+        return bool(self._sizes.get(entry["path"]) == entry["bytes"])
 
 
-def scored_judges(objects: ObjectStore) -> dict[str, Decides]:
-    """Judges whose scores are columns of the tables: judge key → question, sorted by key.
-
-    Raises:
-        StorageError: The run has not been compacted, or by a newer version.
-    """
-    # Tables made before there were scores say nothing of them, and hold none.
-    return dict(sorted(_index(objects).get("scored", {}).items()))
+def _sources(records: Sequence[CommitRecord], scored: Sequence[JudgeScores]) -> dict[str, str]:
+    """Table → digest of what determines its content in a partition."""
+    shards: list[Any] = [_LAYOUT, SCHEMA_VERSION, *sorted([record.shard_id, record.attempt] for record in records)]
+    with_judges = [*shards, *([scores.record.judge, scores.record.sha256] for scores in scored)]
+    made_of = {kind: with_judges if kind == "trajectories" else shards for kind in TABLES}
+    return {kind: hashlib.sha256(json.dumps(made).encode()).hexdigest() for kind, made in made_of.items()}
 
 
-def _index(objects: ObjectStore) -> dict[str, Any]:
-    if not objects.exists(CURRENT):
-        raise StorageError(f"{objects.url} has no tables yet; they are made when the run is compacted.")
-    try:
-        index: dict[str, Any] = json.loads(objects.read(CURRENT))
-        check_version(index["version"], "table index", objects.address(CURRENT), INDEX_VERSION)
-        missing = set(TABLES) - set(index["tables"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{objects.address(CURRENT)} is damaged: {type(error).__name__}: {error}") from error
-    if missing:
-        raise StorageError(f"{objects.address(CURRENT)} is damaged: it does not name `{min(missing)}`.")
-    return index
+def _write_partition(writer: PartitionWriter, records: Sequence[CommitRecord]) -> dict[TableKind, list[FileEntry]]:
+    """Write some tables of one model and attack, condition by condition."""
+    with writer:
+        for condition, members in groupby(records, key=lambda r: r.condition):
+            writer.add(condition, list(members))
+        return writer.publish()
+
+
+def _partition(condition: Condition) -> str:
+    """Hive folders of a condition; values are percent-encoded, which every Hive reader undoes."""
+    return f"model={quote(condition.model, safe='')}/attack={quote(condition.attack, safe='')}"
 
 
 def digest(store: RunStore) -> str:
@@ -116,126 +158,40 @@ def digest(store: RunStore) -> str:
     """
     total = hashlib.sha256()
     for kind in TABLES:
-        for entry in current_files(store.objects, kind):
-            total.update(entry["path"].rpartition("/")[0].encode())
-            for table in _row_groups(read_file(store.objects, entry)):
+        entries = current_files(store.objects, kind)
+        for folder, members in groupby(entries, key=lambda entry: entry["path"].rpartition("/")[0]):
+            total.update(folder.encode())
+            for table in _blocks(_batches(store.objects, list(members))):
                 total.update(content_digest(table).encode())
     return total.hexdigest()
 
 
 def content_digest(table: pa.Table) -> str:
     """SHA-256 of a table's content without its volatile columns, independent of how it is chunked in memory."""
-    kept = table.drop_columns([name for name in table.column_names if name in VOLATILE]).combine_chunks()
+    kept = table.drop_columns([name for name in table.column_names if name in VOLATILE])
     sink = pa.BufferOutputStream()
     with open_writer(sink, kept.schema) as writer:
-        writer.write_table(kept)
+        writer.write_table(kept.unify_dictionaries().combine_chunks())
     return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
-def read_file(objects: ObjectStore, entry: dict[str, Any]) -> bytes:
-    """Read one file of a table and check it against the index.
-
-    Raises:
-        StorageError: Missing or damaged; the message names the file.
-    """
-    return read_checked(objects, entry, "Compact the run again to rebuild it.")
+def _batches(objects: ObjectStore, entries: Sequence[FileEntry]) -> Iterator[pa.Table]:
+    for entry in entries:
+        with open_checked(objects, entry, REMEDY) as source:
+            for batch in pq.ParquetFile(source).iter_batches(_DIGEST_ROWS):
+                yield pa.Table.from_batches([batch])
 
 
-def _row_groups(data: bytes) -> Iterator[pa.Table]:
-    file = pq.ParquetFile(pa.BufferReader(data))
-    return (file.read_row_group(index) for index in range(file.num_row_groups))
-
-
-def _partition(condition: Condition) -> str:
-    """Hive folders of a condition; values are percent-encoded, which every Hive reader undoes."""
-    return f"model={quote(condition.model, safe='')}/attack={quote(condition.attack, safe='')}"
-
-
-def _write_partition(
-    store: RunStore, partition: str, records: list[CommitRecord], scored: Sequence[JudgeScores]
-) -> dict[TableKind, dict[str, Any]]:
-    """Write one file per table for one model and attack, condition by condition."""
-    writers: dict[TableKind, ContentFile] = {}
-    unguarded: dict[Condition, pa.Table] = {}
-    for condition, members in groupby(records, key=lambda r: r.condition):
-        tables = _condition_tables(store, list(members))
-        rows = _with_extra_steps(tables["trajectories"], condition, unguarded)
-        tables["trajectories"] = with_scores(rows, condition.id, scored, store.run_id)
-        for kind, table in tables.items():
-            if kind not in writers:
-                writers[kind] = ContentFile(table.schema)
-            writers[kind].write(table)
-    return {
-        kind: part.publish(store.objects, f"tables/{kind}/{partition}", "part-")
-        for kind, part in sorted(writers.items())
-    }
-
-
-def _condition_tables(store: RunStore, records: list[CommitRecord]) -> dict[TableKind, pa.Table]:
-    """All tables of one condition, sorted."""
-    trajectories, steps = (_gather(store, records, kind) for kind in ("trajectories", "steps"))
-    state = ReducerState(records[0].options.threshold)
-    for record in records:
-        state.merge(ReducerState.from_tables({k: store.read_shard(record, f"{k}.parquet") for k in STATE_TABLES}))
-    statistics = finalise(state, store.run_id)
-    positions = _cut(_gather(store, records, "positions"), trajectories, records[0])
-    return {
-        "trajectories": trajectories,
-        "steps": steps,
-        "positions": with_metadata(positions, "positions", store.run_id),
-        "step_stats": statistics["step_stats"],
-        "position_stats": statistics["position_stats"],
-    }
-
-
-def _with_extra_steps(rows: pa.Table, condition: Condition, unguarded: dict[Condition, pa.Table]) -> pa.Table:
-    """Fill `extra_steps` from the unguarded condition of the same cell.
-
-    A condition's id begins with that of its unguarded twin, so the twin has been seen when its turn comes.
-
-    Args:
-        rows: Trajectories of one condition.
-        condition: The condition.
-        unguarded: Identities and steps of the unguarded conditions seen so far; this one is added if it is one.
-    """
-    identity = ["prompt_id", "sample"]
-    if condition.guardrail == UNGUARDED:
-        unguarded[condition] = rows.select([*identity, "num_steps"])
-    twin = unguarded.get(replace(condition, guardrail=UNGUARDED))
-    if twin is None:
-        return rows
-    place = pa.table({"place": np.arange(rows.num_rows)})
-    numbered = rows.select([*identity, "num_steps"]).append_column("place", place["place"])
-    joined = numbered.join(twin, identity, join_type="left outer", right_suffix="_unguarded").sort_by("place")
-    extra = pc.subtract(joined["num_steps"], joined["num_steps_unguarded"])
-    index = rows.schema.get_field_index("extra_steps")
-    return rows.set_column(index, rows.schema.field(index), extra.combine_chunks())
-
-
-def _gather(store: RunStore, records: list[CommitRecord], kind: TableKind) -> pa.Table:
-    table = pa.concat_tables(store.read_shard(record, f"{kind}.parquet") for record in records)
-    keys = [(name, "ascending") for name in _ORDER if name in table.column_names]
-    return with_metadata(table.unify_dictionaries().sort_by(keys).combine_chunks(), kind, store.run_id)
-
-
-def _cut(positions: pa.Table, trajectories: pa.Table, record: CommitRecord) -> pa.Table:
-    """Cut the shards' candidates to the condition's final selection."""
-    condition, options = record.condition.id, record.options
-    rows = trajectories.select(["prompt_id", "sample", "tri_predicted"]).to_pylist()
-    candidates = [
-        Candidate(
-            prompt_id=row["prompt_id"],
-            sample=row["sample"],
-            rank=sample_rank(condition, row["prompt_id"], row["sample"]),
-            tri=row["tri_predicted"],
-        )
-        for row in rows
-    ]
-    chosen = select(candidates, options.sample_positions, options.extreme_positions)
-    names = pa.array([f"{sample}/{prompt}" for prompt, sample in chosen], pa.string())
-    key_N = pc.binary_join_element_wise(positions["sample"].cast(pa.string()), positions["prompt_id"], "/")
-    which_N = pc.index_in(key_N, value_set=names)
-    kept = positions.filter(which_N.is_valid())
-    reasons = pa.array(list(chosen.values()), pa.string()).take(which_N.drop_null().combine_chunks())
-    index = kept.schema.get_field_index("selection")
-    return kept.set_column(index, kept.schema.field(index), reasons)
+def _blocks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The rows in blocks of one size, which says nothing of files and row groups."""
+    waiting: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        while rows + table.num_rows >= _DIGEST_ROWS:
+            cut = _DIGEST_ROWS - rows
+            yield pa.concat_tables([*waiting, table.slice(0, cut)])
+            table, waiting, rows = table.slice(cut), [], 0
+        waiting.append(table)
+        rows += table.num_rows
+    if waiting:
+        yield pa.concat_tables(waiting)

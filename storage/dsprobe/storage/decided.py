@@ -9,6 +9,7 @@ from typing import Any, Final
 from dsprobe.errors import StorageError
 from dsprobe.storage.run_store import RunStore
 from dsprobe.storage.schemas import check_version
+from dsprobe.untrusted import parse_facts
 
 DECIDED_VERSION: Final = 1
 """Version of the document."""
@@ -41,7 +42,7 @@ def read_decided(store: RunStore) -> dict[str, Any] | None:
         return None
     where = store.objects.address(_DOCUMENT)
     try:
-        document: dict[str, Any] = json.loads(store.objects.read(_DOCUMENT))
+        document = parse_facts(store.objects.read(_DOCUMENT))
         check_version(document["version"], "hypotheses", where, DECIDED_VERSION)
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{where} is damaged: {type(error).__name__}: {error}") from error

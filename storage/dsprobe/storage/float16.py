@@ -18,6 +18,10 @@ FRACTION_BITS: Final = 24
 HISTOGRAM_SHIFT: Final = 7
 """A histogram bin is the code without its last 7 bits: sign, exponent and 3 mantissa bits, so 8 bins an octave."""
 
+NAN_BITS: Final = np.uint16(0x7FFF)
+"""A NaN; joined to any bit pattern by *or* it makes a NaN of it."""
+
+_ONE: Final = np.uint16(0x3C00)
 _SIGN: Final = np.uint16(0x8000)
 _MAGNITUDE: Final = np.uint16(0x7FFF)
 _INFINITY: Final = np.uint16(0x7C00)
@@ -27,6 +31,7 @@ _NEGATIVE_INFINITY: Final = 0xFFFF ^ 0xFC00
 
 Float16 = npt.NDArray[np.float16]
 UInt16 = npt.NDArray[np.uint16]
+Float32 = npt.NDArray[np.float32]
 
 
 def is_nan(values: Float16) -> npt.NDArray[np.bool_]:
@@ -46,6 +51,12 @@ def sum_where(values: Float16, valid: npt.NDArray[np.bool_], axis: int) -> npt.N
     bits = values.view(np.uint16) * valid  # NaN times False is +0 here, where floats would stay NaN
     total: npt.NDArray[np.float64] = bits.view(np.float16).sum(axis=axis, dtype=np.float64)
     return total
+
+
+def bits_of_flags(flags: npt.NDArray[np.bool_]) -> UInt16:
+    """Bit patterns of 0.0 and 1.0; NumPy's own cast from booleans goes through every value's arithmetic."""
+    bits: UInt16 = flags.view(np.uint8) * _ONE
+    return bits
 
 
 def to_codes(values: Float16) -> UInt16:
@@ -74,26 +85,19 @@ def fixed_point(codes: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     return (from_codes(codes).astype(np.float64) * 2.0**FRACTION_BITS).astype(np.int64)
 
 
-def histogram_bins(
-    codes: npt.NDArray[np.integer], counts: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Gather counts of codes into bins ``[low, high)`` of relative width 1/8 or finer (see `HISTOGRAM_SHIFT`).
+def bin_bounds(bins: npt.NDArray[np.int64]) -> tuple[Float32, Float32]:
+    """Bounds of histogram bins ``[low, high)`` of relative width 1/8 or finer.
 
     Args:
-        codes: Codes in increasing order.
-        counts: How often each occurs.
+        bins: Codes without their last `HISTOGRAM_SHIFT` bits.
 
     Returns:
-        Lower bounds, upper bounds and counts of the bins that are not empty, in increasing order. Bins beyond the
-        largest finite value end at ±65536.
+        Lower and upper bounds; bins beyond the largest finite value end at ±65536.
     """
-    bins, first = np.unique(codes.astype(np.int64) >> HISTOGRAM_SHIFT, return_index=True)
-    if not len(bins):
-        return np.empty(0, np.float32), np.empty(0, np.float32), np.empty(0, np.int64)
-    return _bound(bins), _bound(bins + 1), np.add.reduceat(counts, first)
+    return _bound(bins), _bound(bins + 1)
 
 
-def _bound(bins: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def _bound(bins: npt.NDArray[np.int64]) -> Float32:
     codes = bins << HISTOGRAM_SHIFT
     bound = from_codes(np.clip(codes, _NEGATIVE_INFINITY + 1, _POSITIVE_INFINITY - 1)).astype(np.float32)
     bound[codes >= _POSITIVE_INFINITY] = 65536.0

@@ -17,6 +17,7 @@ from dsprobe.judges.base import Decides
 from dsprobe.storage.run_store import RunStore
 from dsprobe.storage.schemas import check_version
 from dsprobe.storage.scores import reply_digest
+from dsprobe.untrusted import parse_json
 
 LABELS_VERSION: Final = 1
 """Version of the document."""
@@ -55,7 +56,7 @@ def read_labels(store: RunStore, trajectories: pa.Table) -> Labels:
         return {}
     where = store.objects.address(_DOCUMENT)
     try:
-        document: dict[str, Any] = json.loads(store.objects.read(_DOCUMENT))
+        document: dict[str, Any] = parse_json(store.objects.read(_DOCUMENT))
         check_version(document["version"], "human labels", where, LABELS_VERSION)
         found = {tuple(key): own for *key, own in document["replies"]}
         return {q: [found.get(key, {}).get(q) for key in _keys(trajectories)] for q in document["questions"]}

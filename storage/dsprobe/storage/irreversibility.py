@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dsprobe.errors import StorageError
-from dsprobe.storage.content_files import ContentFile, read_checked
+from dsprobe.errors import DamagedError, StorageError
+from dsprobe.storage.content_files import ContentFile, open_checked
 from dsprobe.storage.objects import ObjectStore
 from dsprobe.storage.run_store import RunStore
-from dsprobe.storage.schemas import check_schema, check_version, with_metadata
+from dsprobe.storage.schemas import check_version, with_metadata
+from dsprobe.storage.upgrade import read_parquet
+from dsprobe.untrusted import parse_json, parse_record
 
 FORKS_VERSION: Final = 1
 """Version of the record."""
@@ -91,11 +92,11 @@ def fork_record(objects: ObjectStore) -> ForkRecord | None:
         return None
     where = objects.address(_RECORD)
     try:
-        raw = json.loads(objects.read(_RECORD))
+        raw = parse_json(objects.read(_RECORD))
         check_version(raw["version"], "irreversibility record", where, FORKS_VERSION)
-        return ForkRecord(**raw)
+        return parse_record(ForkRecord, asdict(ForkRecord(**raw)))
     except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+        raise DamagedError(f"{where} is damaged: {type(error).__name__}: {error}") from error
 
 
 def read_forks(store: RunStore) -> tuple[ForkRecord, pa.Table] | None:
@@ -110,9 +111,8 @@ def read_forks(store: RunStore) -> tuple[ForkRecord, pa.Table] | None:
     remedy = f"Run the experiment again: dsprobe irreversibility {store.run_id}."
     if record.config_sha256 != config_digest(store.manifest()):
         raise StorageError(f"{store.objects.address(_RECORD)} belongs to another configuration. {remedy}")
-    data = pa.BufferReader(read_checked(store.objects, {"path": record.file, "sha256": record.sha256}, remedy))
-    table = pq.read_table(data)
-    check_schema(table.schema.metadata, store.objects.address(record.file))
+    with open_checked(store.objects, {"path": record.file, "sha256": record.sha256}, remedy) as source:
+        table = read_parquet(source, store.objects.address(record.file))
     return record, table
 
 

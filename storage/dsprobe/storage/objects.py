@@ -3,48 +3,37 @@
 Data files have unique names and are never overwritten. What makes them count is one small `put_if_absent`; only the
 three ways below are known to be atomic, any other store is refused instead of being trusted:
 
-* local folders: a complete temporary file, hard-linked to its name (fails if the name exists),
-* S3: one single-part PUT with ``If-None-Match: *`` (a conditional multipart completion is ignored by some servers),
+* local folders: a complete temporary file, hard-linked to its name (`dsprobe.storage.local_objects`),
+* S3: one single-part PUT with ``If-None-Match: *`` (`dsprobe.storage.s3_objects`),
 * ``memory://``: a lock, for tests in one process.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import threading
-import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Final
 
 import fsspec
 from fsspec.core import url_to_fs
 
+from dsprobe.config import S3Config
 from dsprobe.errors import ConfigError, DSProbeError, PrerequisiteError, StorageError, missing_package, unknown_name
+from dsprobe.storage.local_objects import LocalObjects
+from dsprobe.storage.names import inside, safe_name
+from dsprobe.storage.object_backends import Backend, FsspecObjects, MemoryObjects, ObjectEntry
+from dsprobe.untrusted import has_password, redacted
 
-_MEMORY_LOCK: Final = threading.Lock()
+__all__ = ["ObjectEntry", "ObjectStore"]
 
-_CONFLICT_RETRIES: Final = 5
-"""Attempts after HTTP 409: another conditional PUT of the same name was under way."""
+_S3_SCHEMES: Final = ("s3", "s3a")
 
-_EXTRAS: Final = {"s3": "s3", "s3a": "s3"}
-"""URL scheme → optional dependencies of this package."""
+_BACKENDS: Final[Mapping[str, Callable[[Any], Backend]]] = {"file": LocalObjects, "memory": MemoryObjects}
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectEntry:
-    """What a listing says of an object."""
-
-    name: str
-    """Relative to the store."""
-    bytes: int
-    modified: datetime
-    """When it was written, by the store's clock; aware, UTC."""
+_PROBE_DEADLINE_S: Final = 20.0
+"""Before any work a server that does not answer is more likely misspelt than restarting."""
 
 
 class ObjectStore:
@@ -52,28 +41,40 @@ class ObjectStore:
 
     Args:
         url: ``s3://bucket/prefix``, ``memory://name``, ``file:///path`` or a local path.
+        s3: How to reach an S3 server; what is not given comes from botocore's usual chain.
 
     Raises:
-        ConfigError: Unknown URL scheme.
+        ConfigError: Unknown URL scheme, no place behind it, or credentials in the URL.
         PrerequisiteError: The package for the scheme is not installed.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, s3: S3Config | None = None) -> None:
         self.url = url.rstrip("/") or "/"
-        self.fs, self.root = _connect(self.url)
-        protocols = (self.fs.protocol,) if isinstance(self.fs.protocol, str) else tuple(self.fs.protocol)
-        self.kind = next((p for p in ("file", "s3", "memory") if p in protocols), protocols[0])
+        if "://" in url and self.url.endswith(":"):
+            raise ConfigError(f"`{url}` names no place. Give s3://bucket/prefix or the path of a folder.")
+        self.s3 = s3 or S3Config()
+        self.kind, self._backend, self.root = _connect(self.url, self.s3)
 
-    def __reduce__(self) -> tuple[type[ObjectStore], tuple[str]]:
-        return ObjectStore, (self.url,)
+    def __reduce__(self) -> tuple[type[ObjectStore], tuple[str, S3Config]]:
+        return ObjectStore, (self.url, self.s3)
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec file system, for readers outside such as DuckDB."""
+        return self._backend.fs
 
     def path(self, name: str) -> str:
-        """The path of an object as `fs` wants it."""
-        return f"{self.root}/{name}"
+        """The path of an object as `fs` wants it; every name passes here.
+
+        Raises:
+            StorageError: The name leads out of the store, see `dsprobe.storage.names`.
+        """
+        path = f"{self.root}/{safe_name(name)}"
+        return inside(self.root, name) if self.kind == "file" else path
 
     def address(self, name: str) -> str:
         """The path of an object for messages and for readers outside: a local path or a URL."""
-        return self.path(name) if self.kind == "file" else f"{self.url}/{name}"
+        return f"{self.root if self.kind == 'file' else self.url}/{name}"
 
     def probe(self) -> None:
         """Check before any work that this place can be written and honours conditional writes.
@@ -81,11 +82,13 @@ class ObjectStore:
         Raises:
             StorageError: It cannot or does not; the message names the URL.
         """
+        deadline_s = min(self.s3.deadline_s, _PROBE_DEADLINE_S)
+        hasty = ObjectStore(self.url, self.s3.model_copy(update={"deadline_s": deadline_s}))
         name = f"_probe-{uuid.uuid4().hex}"
         with self.named("cannot be written"):
-            first = self.put_if_absent(name, b"1")
-            second = self.put_if_absent(name, b"2")
-            self.remove(name)
+            first = hasty.put_if_absent(name, b"1")
+            second = hasty.put_if_absent(name, b"2")
+            hasty.remove(name)
         if not first or second:
             raise StorageError(
                 f"{self.url} ignores conditional writes (If-None-Match: *), so two attempts at one shard could both "
@@ -99,37 +102,22 @@ class ObjectStore:
             StorageError: It does not exist, or the store failed.
         """
         with self.named("cannot be read", name):
-            data: bytes = self.fs.cat_file(self.path(name))
-        return data
+            return self._backend.read(self.path(name))
 
     def exists(self, name: str) -> bool:
         """Whether an object is there."""
         with self.named("cannot be read", name):
-            return bool(self.fs.exists(self.path(name)))
+            return self._backend.exists(self.path(name))
 
     def list(self, folder: str) -> list[str]:
         """Names of all objects below a folder, relative to the store, sorted; temporary files left out."""
-        self.fs.invalidate_cache()
-        with self.named("cannot be listed", folder):
-            try:
-                found = self.fs.find(self.path(folder))
-            except FileNotFoundError:
-                return []
-        names = (path[len(self.root) :].lstrip("/") for path in found)
-        return sorted(name for name in names if not name.endswith(".tmp"))
+        return [entry.name for entry in self.entries(folder) if not entry.name.endswith(".tmp")]
 
-    def entries(self, folder: str) -> list[ObjectEntry]:
+    def entries(self, folder: str) -> Sequence[ObjectEntry]:
         """All objects below a folder with size and age, sorted by name; temporary files included."""
-        self.fs.invalidate_cache()
         with self.named("cannot be listed", folder):
-            try:
-                found = self.fs.find(self.path(folder), detail=True)
-            except FileNotFoundError:
-                return []
-        return [
-            ObjectEntry(name=path[len(self.root) :].lstrip("/"), bytes=facts["size"], modified=_modified(facts))
-            for path, facts in sorted(found.items())
-        ]
+            found = sorted(self._backend.entries(self.path(folder)), key=lambda entry: entry.name)
+        return [replace(entry, name=entry.name[len(self.root) :].lstrip("/")) for entry in found]
 
     @contextmanager
     def open(self, name: str) -> Iterator[Any]:
@@ -141,14 +129,14 @@ class ObjectStore:
         Raises:
             StorageError: It does not exist, or the store failed.
         """
-        with self.named("cannot be read", name), self.fs.open(self.path(name), "rb") as source:
+        with self.named("cannot be read", name), self._backend.open(self.path(name)) as source:
             yield source
 
     def remove(self, name: str) -> None:
         """Delete an object; fine if it is gone already."""
         with self.named("cannot be removed", name):
             try:
-                self.fs.rm_file(self.path(name))
+                self._backend.remove(self.path(name))
             except FileNotFoundError:
                 return
 
@@ -165,26 +153,11 @@ class ObjectStore:
             A binary file object.
 
         Raises:
-            StorageError: The store failed.
+            StorageError: The store failed. Nothing is left under the name, unless the message says that this is
+                unknown; the same object may then be created again.
         """
-        with self.named("cannot be written", name):
-            if self.kind == "file":
-                with _renamed_when_done(Path(self.path(name))) as sink:
-                    yield sink
-                return
-            if self.kind == "memory":
-                buffer = io.BytesIO()
-                yield buffer
-                self.fs.pipe_file(self.path(name), buffer.getvalue())
-                return
-            sink = self.fs.open(self.path(name), "wb")
-            try:
-                yield sink
-            except BaseException:
-                sink.discard()
-                sink.closed = True  # or its finaliser would upload the rest
-                raise
-            sink.close()
+        with self.named("cannot be written", name), self._backend.create(self.path(name)) as sink:
+            yield sink
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Write a small object unless one of that name exists; of any number of writers exactly one succeeds.
@@ -200,51 +173,8 @@ class ObjectStore:
         Raises:
             StorageError: The store failed, or has no atomic create.
         """
-        put = {"file": self._link, "s3": self._put_if_none_match, "memory": self._put_locked}.get(self.kind)
-        if put is None:
-            raise StorageError(
-                f"{self.url}: a `{self.kind}` store has no atomic create that dsprobe knows, so commits would not be "
-                "safe. Use s3://, or a local folder."
-            )
         with self.named("cannot be written", name):
-            return put(self.path(name), data)
-
-    def _link(self, path: str, data: bytes) -> bool:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(target)
-        try:
-            _write_synced(temporary, data)
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
-        return True
-
-    def _put_locked(self, path: str, data: bytes) -> bool:
-        with _MEMORY_LOCK:
-            if self.fs.exists(path):
-                return False
-            self.fs.pipe_file(path, data)
-            return True
-
-    def _put_if_none_match(self, path: str, data: bytes) -> bool:
-        bucket, _, key = path.partition("/")
-        for attempt in range(_CONFLICT_RETRIES):
-            try:
-                self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-            except OSError as error:
-                status = _http_status(error)
-                if status == 412:
-                    return bool(self.fs.cat_file(path) == data)
-                if status != 409 or attempt == _CONFLICT_RETRIES - 1:
-                    raise
-                time.sleep(0.05 * 2**attempt)
-            else:
-                return True
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            return self._backend.put_if_absent(self.path(name), data)
 
     @contextmanager
     def named(self, problem: str, name: str = "") -> Iterator[None]:
@@ -255,80 +185,35 @@ class ObjectStore:
             raise
         except (OSError, ValueError) as error:
             place = self.address(name) if name else self.url
-            raise StorageError(f"{place} {problem}: {_describe(error)}") from error
+            raise StorageError(f"{place} {problem}: {type(error).__name__}: {error}") from error
 
 
-def _connect(url: str) -> tuple[Any, str]:
+def _connect(url: str, s3: S3Config) -> tuple[str, Backend, str]:
+    """Kind, backend, and the path of the folder."""
     scheme = url.partition("://")[0] if "://" in url else "file"
     if scheme not in fsspec.available_protocols():
         raise unknown_name("URL scheme", scheme, ("file", "memory", "s3"))
+    if has_password(url):
+        raise ConfigError(
+            f"{redacted(url)}: a storage URL holds no keys, since it is written into manifests and logs. Give them by "
+            "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) or a credentials file."
+        )
+    if scheme in _S3_SCHEMES:
+        return "s3", *_connect_s3(url, s3)
     try:
         fs, root = url_to_fs(url)
     except ImportError as error:
-        if scheme in _EXTRAS:
-            raise missing_package(f"Storage at {url}", _EXTRAS[scheme]) from error
         raise PrerequisiteError(f"Storage at {url}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{url} is not a usable storage URL: {error}") from error
-    return fs, root.rstrip("/")
+    kind = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    return kind, _BACKENDS.get(kind, FsspecObjects)(fs), root.rstrip("/")
 
 
-def _modified(facts: Mapping[str, Any]) -> datetime:
-    """The time of writing, under the name that the file system gives it."""
-    if "mtime" in facts:
-        return datetime.fromtimestamp(facts["mtime"], UTC)
-    written: datetime = facts["LastModified"] if "LastModified" in facts else facts["created"]
-    return written.astimezone(UTC)
-
-
-def _http_status(error: BaseException) -> int | None:
-    """The HTTP status behind an error; servers differ in the exception that s3fs makes of it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        response = getattr(seen, "response", None)
-        if isinstance(response, dict):
-            return int(response["ResponseMetadata"]["HTTPStatusCode"])
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def _describe(error: BaseException) -> str:
-    status = _http_status(error)
-    return f"{type(error).__name__}: {error}" + (f" (HTTP {status})" if status else "")
-
-
-def _temporary(target: Path) -> Path:
-    """A name in the same folder that no reader's pattern matches: no ``.parquet`` or ``.json`` at its end."""
-    return target.with_name(f"_{target.name}.{uuid.uuid4().hex}.tmp")
-
-
-@contextmanager
-def _renamed_when_done(target: Path) -> Iterator[Any]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(target)
+def _connect_s3(url: str, settings: S3Config) -> tuple[Backend, str]:
     try:
-        with temporary.open("xb") as sink:
-            yield sink
-            sink.flush()
-            os.fsync(sink.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("xb") as sink:
-        sink.write(data)
-        sink.flush()
-        os.fsync(sink.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name durable: fsync of the file does not cover its folder's entry."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        from dsprobe.storage.s3_objects import S3Objects, connect
+    except ImportError as error:
+        raise missing_package(f"Storage at {url}", "s3") from error
+    fs = connect(settings)
+    return S3Objects(fs), str(fs._strip_protocol(url)).rstrip("/")

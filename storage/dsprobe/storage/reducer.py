@@ -13,20 +13,22 @@ Statistics are made of it by `dsprobe.storage.statistics.finalise`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dsprobe.decoding.records import TrajectoryBatch
 from dsprobe.errors import StorageError
 from dsprobe.experiment.evaluated import Condition, EvaluatedBatch
 from dsprobe.storage.accumulators import PositionSums, SparseCounts
 from dsprobe.storage.derived import VIEWS, StepValues, require_finite, step_values
-from dsprobe.storage.float16 import is_nan, to_codes
+from dsprobe.storage.float16 import NAN_BITS, bits_of_flags, is_nan, to_codes
+from dsprobe.storage.packed import Cells, float16_table
 from dsprobe.storage.schemas import check_version, schema, with_metadata
 from dsprobe.storage.tables import condition_columns
 
@@ -43,6 +45,41 @@ ABSORBING_POSITIONS: Final = ("attribution", "committed")
 """Position quantities of which a finished trajectory keeps its last value."""
 
 _NAN = np.float16(np.nan)
+
+F16 = npt.NDArray[np.float16]
+Ints = npt.NDArray[np.integer]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """N steps that trajectories of one condition took, in any order."""
+
+    step_N: Ints
+    """From 1."""
+    last_N: npt.NDArray[np.bool_]
+    """True where the trajectory ended."""
+    values: dict[str, F16]
+    """Quantity → values, NaN where undefined."""
+
+    @classmethod
+    def of(
+        cls, step_N: Ints, num_steps_N: Ints, values: dict[str, F16], risks: dict[str, F32], theta: float
+    ) -> StepRows:
+        """Add the harm that the risks stand for.
+
+        Args:
+            step_N: From 1.
+            num_steps_N: Steps of the trajectory.
+            values: Quantities of `dsprobe.storage.derived.QUANTITIES`.
+            risks: View → risk, in the precision in which harm is decided.
+            theta: Harm threshold θ.
+        """
+        harmful = {
+            f"harmful_{view}": np.where(np.isnan(risk_N), _NAN, (risk_N >= np.float32(theta)).astype(np.float16))
+            for view, risk_N in risks.items()
+        }
+        return cls(step_N, step_N == num_steps_N, values | harmful)
 
 
 @dataclass(slots=True)
@@ -61,6 +98,16 @@ class ConditionState:
     def sum(self, series: str) -> PositionSums:
         """The sums of a series, empty at first."""
         return self.sums.setdefault(series, PositionSums())
+
+    def add_steps(self, rows: StepRows) -> None:
+        """Count N steps."""
+        for name, value_N in rows.values.items():
+            defined_N = ~is_nan(value_N)
+            code_N = to_codes(value_N)
+            self.count(name).add(rows.step_N[defined_N], code_N[defined_N])
+            if name in ABSORBING:
+                ended_N = defined_N & rows.last_N
+                self.count(FINAL + name).add(rows.step_N[ended_N], code_N[ended_N])
 
 
 class ReducerState:
@@ -87,17 +134,25 @@ class ReducerState:
         """
         rows = batch.trajectories
         values = step_values(rows) if values is None else values
-        state = self.conditions.setdefault(batch.condition, ConditionState())
-        quantities = {**values.values, **self._harmful(rows)}
-        for name, value_SB in quantities.items():
-            _count(state.count(name), value_SB, values.running_SB)
+        state = self.condition(batch.condition)
+        row_N, step_N = np.nonzero(values.running_SB.T)
+        state.add_steps(
+            StepRows.of(
+                step_N + 1,
+                rows.num_steps_B[row_N],
+                {name: value_SB[step_N, row_N] for name, value_SB in values.values.items()},
+                {view: getattr(rows, f"risk_{view}_SB")[step_N, row_N] for view in VIEWS},
+                self.threshold,
+            )
+        )
         if rows.max_steps:
-            last_SB = np.arange(rows.max_steps)[:, None] == rows.num_steps_B[None] - 1
-            for name in ABSORBING:
-                _count(state.count(FINAL + name), quantities[name], last_SB)
             _add_positions(state, rows, values.running_SB)
         for view in VIEWS:
             state.count(f"fhs_{view}").add(batch.fhs_B[view], batch.fhs_event_B[view])
+
+    def condition(self, condition: Condition) -> ConditionState:
+        """The state of a condition, empty at first."""
+        return self.conditions.setdefault(condition, ConditionState())
 
     def merge(self, other: ReducerState) -> None:
         """Add another state; the order of merges does not matter.
@@ -158,27 +213,16 @@ class ReducerState:
             sums.load(*(part[name].to_numpy() for name in names))
         return state
 
-    def _harmful(self, rows: TrajectoryBatch) -> dict[str, npt.NDArray[np.float16]]:
-        """1 where risk ≥ θ in float32, 0 below, NaN where there is no risk."""
-        risks = {"committed": rows.risk_committed_SB, "predicted": rows.risk_predicted_SB}
-        theta = np.float32(self.threshold)
-        return {
-            f"harmful_{view}": np.where(np.isnan(risk_SB), _NAN, (risk_SB >= theta).astype(np.float16))
-            for view, risk_SB in risks.items()
-        }
-
-
-def _count(counts: SparseCounts, value_SB: npt.NDArray[np.float16], where_SB: npt.NDArray[np.bool_]) -> None:
-    step_N, row_N = np.nonzero(where_SB & ~is_nan(value_SB))
-    counts.add(step_N + 1, to_codes(value_SB[step_N, row_N]))
-
 
 def _add_positions(state: ConditionState, rows: TrajectoryBatch, running_SB: npt.NDArray[np.bool_]) -> None:
     """Add the planes, with each row's response positions moved to the front."""
     where, response_BP = _response_index(rows.response_BL)
-    row_B = np.arange(rows.num_rows)
-    last_B = np.maximum(rows.num_steps_B.astype(np.intp) - 1, 0)
-    counts_SBP = running_SB[:, :, None] & response_BP
+    inside_BP = response_BP[:, :1] if response_BP.all() else response_BP
+    invalid_SB1 = np.where(running_SB[:, :, None] & inside_BP, 0, NAN_BITS).astype(np.uint16)
+    row_N = np.flatnonzero(rows.num_steps_B > 0)
+    last_N = rows.num_steps_B[row_N].astype(np.intp) - 1
+    length = response_BP.shape[1]
+    ends = Cells.of(last_N + 1, np.zeros_like(last_N), np.full_like(last_N, length))
     planes = {
         "attribution": rows.attribution_SBL,
         "entropy": rows.entropy_SBL,
@@ -187,13 +231,16 @@ def _add_positions(state: ConditionState, rows: TrajectoryBatch, running_SB: npt
         "committed": rows.committed_SBL,
     }
     for name, plane_SBL in planes.items():
-        value_SBP = plane_SBL[where].astype(np.float16, copy=False)
-        require_finite(name, value_SBP)
-        valid_SBP = counts_SBP & ~is_nan(value_SBP)
-        state.sum(name).add(value_SBP, valid_SBP)
+        value_SBP = np.ascontiguousarray(plane_SBL[where])
+        if value_SBP.dtype == np.bool_:
+            bits_SBP = bits_of_flags(value_SBP)
+        else:
+            require_finite(name, value_SBP)
+            bits_SBP = value_SBP.view(np.uint16)
+        state.sum(name).add(bits_SBP, invalid_SB1)
         if name in ABSORBING_POSITIONS:
-            valid_BP = valid_SBP[last_B, row_B]
-            state.sum(FINAL + name).add_at(rows.num_steps_B, value_SBP[last_B, row_B], valid_BP)
+            bits_NP = bits_SBP[last_N, row_N] | invalid_SB1[last_N, row_N]
+            state.sum(FINAL + name).add_cells(ends, pa.array(bits_NP.reshape(-1)), float16_table())
 
 
 def _response_index(response_BL: npt.NDArray[np.bool_]) -> tuple[Any, npt.NDArray[np.bool_]]:
@@ -224,16 +271,15 @@ def _concat(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables).unify_dictionaries()
 
 
-def _groups(table: pa.Table) -> list[tuple[Condition, str, pa.Table]]:
-    """Cut a state table into runs of equal condition and series."""
+def _groups(table: pa.Table) -> Iterator[tuple[Condition, str, pa.Table]]:
+    """Cut a state table where condition or series change."""
     names = [*(part.name for part in fields(Condition)), "series"]
-    keys = table.select(names).group_by(names).aggregate([]).to_pylist()
-    result = []
-    for key in keys:
-        mask = None
-        for name in names:
-            equal = pc.equal(table[name].cast(pa.string()), key[name])
-            mask = equal if mask is None else pc.and_(mask, equal)
+    if not table.num_rows:
+        return
+    labels = [table[name].cast(pa.string()).combine_chunks().dictionary_encode() for name in names]
+    changes = [np.diff(label.indices.to_numpy()) != 0 for label in labels]
+    bounds = [0, *(np.flatnonzero(np.logical_or.reduce(changes)) + 1).tolist(), table.num_rows]
+    for start, end in pairwise(bounds):
+        key = {name: label[start].as_py() for name, label in zip(names, labels, strict=True)}
         series = key.pop("series")
-        result.append((Condition(**key), series, table.filter(mask)))
-    return result
+        yield Condition(**key), series, table.slice(start, end - start)

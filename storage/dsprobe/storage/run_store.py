@@ -3,104 +3,45 @@
 <root>/runs/<run_id>/
 manifest.json                 put once, before any work
 commits/<shard_id>.json       put if absent: names the attempt that counts and the digests of its files
+revoked/                      commit records of damaged shards, taken back by `dsprobe verify --repair`
 shards/<shard_id>/<attempt>/  an attempt's files; without a commit record they do not exist for any reader
 tables/                       see `dsprobe.storage.compaction`
+reduced/                      see `dsprobe.storage.reduced`
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dsprobe.config import RunConfig
-from dsprobe.errors import StorageError
-from dsprobe.experiment.evaluated import Condition
+from dsprobe.config import RunConfig, S3Config
+from dsprobe.errors import DamagedError, StorageError
+from dsprobe.experiment.manifest import MANIFEST_VERSION, check_manifest
+from dsprobe.registry import validated
+from dsprobe.storage.commit_record import REPAIR, CommitRecord, WriterOptions
 from dsprobe.storage.objects import ObjectStore
-from dsprobe.storage.schemas import check_schema, check_version
+from dsprobe.storage.schemas import check_version
+from dsprobe.storage.upgrade import read_parquet
+from dsprobe.untrusted import parse_facts
 
 if TYPE_CHECKING:
     from dsprobe.experiment.plan import Plan
     from dsprobe.storage.shard_writer import ShardWriter
 
-COMMIT_VERSION: Final = 1
-"""Version of the commit record."""
+_READERS: Final = 16
+"""Commit records read at a time: on S3 each costs a round trip."""
 
 MANIFEST: Final = "manifest.json"
+COMMITS: Final = "commits"
+REVOKED: Final = "revoked"
+"""Folder of the commit records that `dsprobe verify --repair` took back."""
 
 PLAN_KEYS: Final = ("run_id", "shards")
 """What must agree for two manifests to describe the same plan; everything else may change between invocations."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriterOptions:
-    """The part of the configuration that decides what a shard's files hold."""
-
-    threshold: float
-    """Harm threshold θ of the temporal measures."""
-    sample_positions: int
-    """Trajectories per condition in the random sample of the positions table."""
-    extreme_positions: int
-    """Trajectories per condition with the largest temporal risk integral in that table."""
-
-    @classmethod
-    def of(cls, config: RunConfig) -> WriterOptions:
-        """Take the options from a run's configuration."""
-        return cls(
-            threshold=config.risk.threshold,
-            sample_positions=config.recording.sample_positions,
-            extreme_positions=config.recording.extreme_positions,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileRecord:
-    """What a commit record says about one file."""
-
-    bytes: int
-    sha256: str
-    rows: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommitRecord:
-    """The attempt of a shard that counts."""
-
-    version: int
-    shard_id: str
-    attempt: str
-    condition: Condition
-    options: WriterOptions
-    files: dict[str, FileRecord]
-
-    def to_json(self) -> bytes:
-        """Serialise."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes, where: str) -> CommitRecord:
-        """Parse.
-
-        Raises:
-            StorageError: Damaged, or of a newer version.
-        """
-        try:
-            raw = json.loads(data)
-            check_version(raw["version"], "commit record", where, COMMIT_VERSION)
-            return cls(
-                version=raw["version"],
-                shard_id=raw["shard_id"],
-                attempt=raw["attempt"],
-                condition=Condition(**raw["condition"]),
-                options=WriterOptions(**raw["options"]),
-                files={name: FileRecord(**record) for name, record in raw["files"].items()},
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{where} is damaged: {type(error).__name__}: {error}") from error
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
@@ -123,22 +64,26 @@ class RunStore:
         root: fsspec URL or local path; the run lives at ``<root>/runs/<run_id>``.
         run_id: Name of the run.
         options: What shards hold; taken from the manifest's configuration when not given.
+        s3: How to reach an S3 server, see `ObjectStore`.
     """
 
-    def __init__(self, root: str, run_id: str, options: WriterOptions | None = None) -> None:
+    def __init__(
+        self, root: str, run_id: str, options: WriterOptions | None = None, s3: S3Config | None = None
+    ) -> None:
         self.run_id = run_id
-        self.objects = ObjectStore(f"{root.rstrip('/')}/runs/{run_id}")
+        self.objects = ObjectStore(f"{root.rstrip('/')}/runs/{run_id}", s3)
         self._options = options
 
     @classmethod
-    def at(cls, url: str) -> RunStore:
+    def at(cls, url: str, s3: S3Config | None = None) -> RunStore:
         """Open the run in a folder, whatever the folders above it are called.
 
         Args:
             url: The run's own folder.
+            s3: How to reach an S3 server, see `ObjectStore`.
         """
         store = cls.__new__(cls)
-        store.run_id, store.objects, store._options = url.rstrip("/").rpartition("/")[2], ObjectStore(url), None
+        store.run_id, store.objects, store._options = url.rstrip("/").rpartition("/")[2], ObjectStore(url, s3), None
         return store
 
     @property
@@ -180,28 +125,55 @@ class RunStore:
         """Read the manifest.
 
         Raises:
-            StorageError: There is none, or it is damaged.
+            DamagedError: It cannot be read.
+            StorageError: There is none, or it is of a newer version.
         """
         if not self.objects.exists(MANIFEST):
             raise StorageError(f"{self.url} holds no run: `{MANIFEST}` is missing.")
+        where = self.objects.address(MANIFEST)
         try:
-            manifest: dict[str, Any] = json.loads(self.objects.read(MANIFEST))
-        except ValueError as error:
-            raise StorageError(f"{self.objects.address(MANIFEST)} is damaged: {error}") from error
+            manifest = parse_facts(self.objects.read(MANIFEST))
+            check_version(manifest.get("version", MANIFEST_VERSION), "manifest", where, MANIFEST_VERSION)
+            check_manifest(manifest)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DamagedError(
+                f"{where} is damaged: {type(error).__name__}: {error}. Delete it and run the same `dsprobe run` again, "
+                "which writes it anew; committed shards stay."
+            ) from error
         return manifest
 
     def committed(self) -> dict[str, CommitRecord]:
-        """All committed shards: shard id → record. Reads the ``commits/`` folder only.
+        """All committed shards: shard id → record. Reads the ``commits/`` folder only, many records at a time.
 
         Raises:
             StorageError: A record is damaged or newer than this version.
         """
-        records = {}
-        for name in self.objects.list("commits"):
-            if name.endswith(".json"):
-                record = CommitRecord.from_json(self.objects.read(name), self.objects.address(name))
-                records[record.shard_id] = record
-        return records
+        with ThreadPoolExecutor(_READERS) as pool:
+            return dict(pool.map(self._record, sorted(self.committed_ids())))
+
+    def committed_ids(self) -> set[str]:
+        """Ids of the committed shards, by the names of their records, which are not read.
+
+        Raises:
+            StorageError: The store failed.
+        """
+        names = self.objects.list(COMMITS)
+        return {name.removeprefix(f"{COMMITS}/").removesuffix(".json") for name in names if name.endswith(".json")}
+
+    def _record(self, shard_id: str) -> tuple[str, CommitRecord]:
+        name = commit_name(shard_id)
+        record = CommitRecord.from_json(self.objects.read(name), self.objects.address(name))
+        if record.shard_id != shard_id:
+            raise DamagedError(f"{self.objects.address(name)} is damaged: it names another shard. {REPAIR}")
+        return shard_id, record
+
+    def is_committed(self, shard_id: str) -> bool:
+        """Whether a shard has a commit record; asked of the store anew.
+
+        Raises:
+            StorageError: The store failed.
+        """
+        return self.objects.exists(commit_name(shard_id))
 
     def open_attempt(self, shard_id: str) -> ShardWriter:
         """Begin an attempt at a shard, under a fresh name.
@@ -220,29 +192,57 @@ class RunStore:
             record: From `committed`.
             name: File name, e.g. ``steps.parquet``.
 
+        Returns:
+            The table in the present schema, whatever version wrote it.
+
         Raises:
-            StorageError: The file is missing, damaged, or newer than this version; the message names it.
+            DamagedError: The file is missing or damaged; the message names it and says what to do.
+            StorageError: The file is newer than this version, or the store failed.
         """
         path = f"{shard_folder(record.shard_id, record.attempt)}/{name}"
         where = self.objects.address(path)
-        data = self.objects.read(path)
+        try:
+            data = self.objects.read(path)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise DamagedError(f"{where} is missing, though its shard is committed. {REPAIR}") from error
+            raise
         expected = record.files[name]
         if len(data) != expected.bytes or hashlib.sha256(data).hexdigest() != expected.sha256:
-            raise StorageError(
+            raise DamagedError(
                 f"{where} is damaged: its commit record says {expected.bytes} bytes with SHA-256 "
-                f"{expected.sha256[:12]}…, found {len(data)} bytes. Delete "
-                f"{self.objects.address(commit_name(record.shard_id))} and run the same command again."
+                f"{expected.sha256[:12]}…, found {len(data)} bytes. {REPAIR}"
             )
-        parquet = pq.ParquetFile(pa.BufferReader(data))
-        check_schema(parquet.schema_arrow.metadata, where)
-        return parquet.read()
+        return read_parquet(pa.BufferReader(data), where)
+
+    def revoke(self, shard_id: str, label: str, data: bytes) -> str | None:
+        """Take a commit record back, so that the next `dsprobe run` runs the shard again; the record is kept aside.
+
+        Args:
+            shard_id: The shard.
+            label: What to keep it as: its attempt, or something else unique where it cannot be read.
+            data: The record as it was read; any other one that is in its place by now stays.
+
+        Returns:
+            Where the record is kept, relative to the run; `None` where another one is in its place, or none.
+
+        Raises:
+            StorageError: The store failed.
+        """
+        name, kept = commit_name(shard_id), f"{REVOKED}/{shard_id}-{label}.json"
+        if not self.objects.exists(name) or self.objects.read(name) != data:
+            return None
+        self.objects.put(kept, data)
+        self.objects.remove(name)
+        return kept
 
     def _writer_options(self) -> WriterOptions:
         if self._options is None:
             manifest = self.manifest()
             if "config" not in manifest:
                 raise StorageError(f"{self.objects.address(MANIFEST)} has no `config`; build it on `plan_facts(plan)`.")
-            self._options = WriterOptions.of(RunConfig.model_validate(manifest["config"]))
+            config = validated(RunConfig, manifest["config"], self.objects.address(MANIFEST))
+            self._options = WriterOptions.of(config, len(manifest["shards"]))
         return self._options
 
 
@@ -253,4 +253,4 @@ def shard_folder(shard_id: str, attempt: str) -> str:
 
 def commit_name(shard_id: str) -> str:
     """Where a shard's commit record lies, relative to the run."""
-    return f"commits/{shard_id}.json"
+    return f"{COMMITS}/{shard_id}.json"

@@ -18,12 +18,17 @@ from dsprobe.errors import StorageError, unknown_name
 from dsprobe.judges.base import VERDICT_PREFIX
 
 SCHEMA_VERSION: Final = 2
-"""Version of the schemas below; readers refuse files of any other one."""
+"""Version of the schemas below. Older files are read through `dsprobe.storage.upgrade`, newer ones refused."""
 
 TableKind = Literal["trajectories", "steps", "positions", "step_stats", "position_stats"]
 """The tables of a run."""
 
 TABLES: Final[tuple[TableKind, ...]] = ("trajectories", "steps", "positions", "step_stats", "position_stats")
+
+RawKind = Literal["step_log", "position_log", "topk", "hidden", "logits"]
+"""The raw logs of a run (`dsprobe.storage.raw_log`)."""
+
+RAW_KINDS: Final[tuple[RawKind, ...]] = ("step_log", "position_log", "topk", "hidden", "logits")
 
 VOLATILE: Final = frozenset({"wall_seconds", "cached"})
 """Columns that legitimately differ between two runs of the same plan; digests leave them out."""
@@ -46,7 +51,24 @@ _ROW = {
     "sample": (pa.int32(), "sample number of the prompt, from 0"),
 }
 _STEP = (pa.int16(), "denoising step, from 1, counted forward")
+_STEPS = (pa.int16(), "steps of the trajectory")
 _POSITION = (pa.int16(), "index in the response, from 0")
+_MEASURED = {
+    "probability": (pa.float16(), "probability of the chosen token; NaN where not masked before the step"),
+    "entropy": (pa.float16(), "nats; NaN where not masked before the step"),
+    "kl": (pa.float16(), "KL(p_s || p_(s-1)), nats; NaN where undefined"),
+    "attribution": (pa.float16(), "share of the predicted view's risk, [0, 1]"),
+}
+_MEANS = {
+    "entropy_mean": (pa.float16(), "mean entropy of positions masked before the step, nats"),
+    "kl_mean": (pa.float16(), "mean KL(p_s || p_(s-1)) of positions masked before both steps, nats"),
+}
+
+
+def _vector(dtype: pa.DataType) -> pa.DataType:
+    """A list of one length in the whole file, which `schema` is told."""
+    return pa.list_(dtype, 0)
+
 
 _COLUMNS: Final[dict[str, dict[str, tuple[pa.DataType, str]]]] = {
     "trajectories": {
@@ -86,12 +108,11 @@ _COLUMNS: Final[dict[str, dict[str, tuple[pa.DataType, str]]]] = {
         **_KEYS,
         **_ROW,
         "step": _STEP,
-        "num_steps": (pa.int16(), "steps of the trajectory"),
+        "num_steps": _STEPS,
         "fraction_committed": (pa.float16(), "share of response positions that hold a token after the step"),
         "risk_committed": (pa.float16(), "risk of the committed view, [0, 1]"),
         "risk_predicted": (pa.float16(), "risk of the predicted view, [0, 1]"),
-        "entropy_mean": (pa.float16(), "mean entropy of positions masked before the step, nats"),
-        "kl_mean": (pa.float16(), "mean KL(p_s || p_(s-1)) of positions masked before both steps, nats"),
+        **_MEANS,
         "masked": (pa.int16(), "masked positions before the step"),
         "committed": (pa.int16(), "positions committed by the step"),
         "action": (pa.int8(), "bit flags of guardrail actions: 1 re-mask, 2 rewrite, 4 veto, 8 stop"),
@@ -104,10 +125,7 @@ _COLUMNS: Final[dict[str, dict[str, tuple[pa.DataType, str]]]] = {
         "position": _POSITION,
         "token": (pa.int32(), "token of the predicted view"),
         "in_canvas": (pa.bool_(), "the canvas holds a token here after the step"),
-        "probability": (pa.float16(), "probability of the chosen token; NaN where not masked before the step"),
-        "entropy": (pa.float16(), "nats; NaN where not masked before the step"),
-        "kl": (pa.float16(), "KL(p_s || p_(s-1)), nats; NaN where undefined"),
-        "attribution": (pa.float16(), "share of the predicted view's risk, [0, 1]"),
+        **_MEASURED,
         "selection": (pa.string(), "`sample` (random) or `extreme` (largest temporal risk integral)"),
     },
     "step_stats": {
@@ -169,17 +187,66 @@ _COLUMNS: Final[dict[str, dict[str, tuple[pa.DataType, str]]]] = {
         "n": (pa.int64(), "trajectories"),
         "total": (pa.int64(), "sum in units of 2**-24"),
     },
+    "step_log": {
+        **_KEYS,
+        **_ROW,
+        "step": (pa.int16(), "denoising step, from 1; 0 in the only row of a trajectory without steps"),
+        "num_steps": _STEPS,
+        "risk_committed": (pa.float32(), "risk of the committed view, [0, 1], as scored"),
+        "risk_predicted": (pa.float32(), "risk of the predicted view, [0, 1], as scored"),
+        **_MEANS,
+        "fraction_committed": (pa.float16(), "share of response positions that hold a token after the step"),
+    },
+    "position_log": {
+        **_KEYS,
+        **_ROW,
+        "step": _STEP,
+        "num_steps": _STEPS,
+        "position": _POSITION,
+        "token": (pa.int32(), "token of the predicted view"),
+        "in_canvas": (pa.bool_(), "the canvas holds a token here after the step"),
+        **_MEASURED,
+    },
+    "topk": {
+        **_KEYS,
+        **_ROW,
+        "step": _STEP,
+        "position": _POSITION,
+        "tokens": (_vector(pa.int32()), "the K most probable tokens, best first"),
+        "logprobs": (_vector(pa.float16()), "their log-probabilities, nats"),
+    },
+    "hidden": {
+        **_KEYS,
+        **_ROW,
+        "step": _STEP,
+        "position": _POSITION,
+        "layer": (pa.int16(), "layer of the model"),
+        "state": (_vector(pa.float16()), "hidden state before the step"),
+    },
+    "logits": {
+        **_KEYS,
+        **_ROW,
+        "step": _STEP,
+        "position": _POSITION,
+        "logits": (
+            _vector(pa.float16()),
+            "logits of the vocabulary, after guidance and before hooks; -65504 for suppressed tokens",
+        ),
+    },
 }
 
 
-def schema(kind: str, *, judges: Iterable[str] = (), scored: Iterable[str] = (), run_id: str = "") -> pa.Schema:
+def schema(
+    kind: str, *, judges: Iterable[str] = (), scored: Iterable[str] = (), run_id: str = "", width: int = 0
+) -> pa.Schema:
     """The Arrow schema of a table or shard file.
 
     Args:
-        kind: One of `TABLES`, or `scores`, `irreversibility`, `reducer_counts`, `reducer_sums`.
+        kind: One of `TABLES` or `RAW_KINDS`, or `scores`, `irreversibility`, `reducer_counts`, `reducer_sums`.
         judges: Judge keys, each a nullable ``verdict_<key>`` column of `trajectories`.
         scored: Those of them that judged after the run, each with a nullable ``score_<key>`` column too.
         run_id: Run the file belongs to; stored in the metadata.
+        width: Length of the vectors of `topk` (K), `hidden` (D) and `logits` (V).
 
     Raises:
         ConfigError: Unknown kind.
@@ -192,8 +259,21 @@ def schema(kind: str, *, judges: Iterable[str] = (), scored: Iterable[str] = (),
     for judge in sorted(scored):
         note = f"score of judge `{judge}` on its own scale; null where it gives none"
         columns[SCORE_PREFIX + judge] = (pa.float32(), note)
-    fields = [pa.field(name, dtype, metadata={"note": note}) for name, (dtype, note) in columns.items()]
+    nullable = kind not in RAW_KINDS  # a scan of columns without nulls takes three quarters of the time
+    fields = [
+        pa.field(name, _sized(dtype, width), nullable=nullable, metadata={"note": note})
+        for name, (dtype, note) in columns.items()
+    ]
     return pa.schema(fields, metadata=_metadata(kind, run_id))
+
+
+def _sized(dtype: pa.DataType, width: int) -> pa.DataType:
+    return pa.list_(dtype.value_type, width) if pa.types.is_fixed_size_list(dtype) else dtype
+
+
+def width_in(schema_: pa.Schema) -> int:
+    """Length of the vectors in a raw log's schema; 0 in tables without vectors."""
+    return next((field.type.list_size for field in schema_ if pa.types.is_fixed_size_list(field.type)), 0)
 
 
 def judges_in(schema_: pa.Schema) -> list[str]:
@@ -216,7 +296,8 @@ def with_metadata(table: pa.Table, kind: str, run_id: str, extra: Mapping[str, s
     Raises:
         StorageError: The columns are not those of the kind.
     """
-    expected = schema(kind, judges=judges_in(table.schema), scored=scored_in(table.schema), run_id=run_id)
+    found = table.schema
+    expected = schema(kind, judges=judges_in(found), scored=scored_in(found), run_id=run_id, width=width_in(found))
     if table.schema.names != expected.names:
         raise StorageError(f"Table `{kind}` has columns {table.schema.names}; expected {expected.names}.")
     return table.cast(expected).replace_schema_metadata({**_metadata(kind, run_id), **(extra or {})})
@@ -260,25 +341,24 @@ def write_parquet(
         writer.write_table(described)
 
 
-def check_schema(metadata: Mapping[bytes, bytes] | None, where: str) -> None:
+def check_schema(metadata: Mapping[bytes, bytes] | None, where: str) -> int:
     """Refuse files that this version cannot understand.
 
     Args:
         metadata: The schema metadata of a file.
         where: The file, for the message.
 
+    Returns:
+        The file's schema version, from 1 to `SCHEMA_VERSION`.
+
     Raises:
-        StorageError: Not a file of this format, or one of another schema version.
+        StorageError: Not a file of this format, or one of a newer version.
     """
-    version = (metadata or {}).get(b"dsprobe.schema_version")
-    if version is None:
+    version = (metadata or {}).get(b"dsprobe.schema_version", b"").decode(errors="replace")
+    if not version.isdecimal() or int(version) < 1:
         raise StorageError(f"{where} is not a dsprobe table (no `dsprobe.schema_version` in its metadata).")
     check_version(int(version), "schema", where)
-    if int(version) < SCHEMA_VERSION:
-        raise StorageError(
-            f"{where} has schema version {int(version)}, and this dsprobe reads version {SCHEMA_VERSION}. "
-            "Use the dsprobe that wrote it, or run the experiment again under another name or root."
-        )
+    return int(version)
 
 
 def check_version(found: int, what: str, where: str, known: int = SCHEMA_VERSION) -> None:
@@ -304,7 +384,7 @@ def _leaves(table_schema: pa.Schema) -> Iterable[tuple[str, pa.DataType]]:
 
 
 def _leaf(path: str, dtype: pa.DataType) -> Iterable[tuple[str, pa.DataType]]:
-    if pa.types.is_list(dtype):
+    if pa.types.is_list(dtype) or pa.types.is_fixed_size_list(dtype):
         yield from _leaf(f"{path}.list.element", dtype.value_type)
     elif pa.types.is_struct(dtype):
         for field in dtype:

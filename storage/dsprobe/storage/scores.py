@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -20,9 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dsprobe.errors import StorageError
+from dsprobe.errors import DamagedError, StorageError
 from dsprobe.judges.base import QUESTIONS, VERDICT_PREFIX, Decides
-from dsprobe.storage.content_files import ContentFile, read_checked
+from dsprobe.storage.content_files import ContentFile, open_checked
+from dsprobe.storage.damage import damage
+from dsprobe.storage.lockstep import Lockstep
 from dsprobe.storage.objects import ObjectStore
 from dsprobe.storage.run_store import RunStore
 from dsprobe.storage.schemas import (
@@ -34,6 +37,8 @@ from dsprobe.storage.schemas import (
     scored_in,
     with_metadata,
 )
+from dsprobe.storage.upgrade import upgraded
+from dsprobe.untrusted import parse_json, parse_record
 
 SCORE_VERSION: Final = 1
 """Version of the score record."""
@@ -76,13 +81,13 @@ class ScoreRecord:
             StorageError: Damaged, or of a newer version.
         """
         try:
-            raw = json.loads(data)
+            raw = parse_json(data)
             check_version(raw["version"], "score record", where, SCORE_VERSION)
-            record = cls(**raw)
+            record = parse_record(cls, asdict(cls(**raw)))
         except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+            raise DamagedError(f"{where} is damaged: {type(error).__name__}: {error}") from error
         if record.question not in QUESTIONS:
-            raise StorageError(f"{where} is damaged: unknown question `{record.question}`.")
+            raise DamagedError(f"{where} is damaged: unknown question `{record.question}`.")
         return record
 
 
@@ -182,7 +187,7 @@ def score_records(objects: ObjectStore) -> dict[str, ScoreRecord]:
 
 
 class JudgeScores:
-    """One judge's scores, read from the store once and decoded condition by condition.
+    """One judge's scores, checked once and read condition by condition; never held as a whole unless asked for.
 
     Args:
         objects: The run's store.
@@ -194,33 +199,61 @@ class JudgeScores:
 
     def __init__(self, objects: ObjectStore, record: ScoreRecord) -> None:
         self.record = record
+        self._stack = ExitStack()
         entry = {"path": record.file, "sha256": record.sha256}
         remedy = f"Score the run again: dsprobe score RUN --judge {record.judge} --replace."
-        self._data = pa.BufferReader(read_checked(objects, entry, remedy))
-        check_schema(pq.read_schema(self._data).metadata, objects.address(record.file))
+        self._where = objects.address(record.file)
+        source = self._stack.enter_context(open_checked(objects, entry, remedy))
+        with damage(self._where, remedy):
+            self._file = pq.ParquetFile(source)
+            check_schema(self._file.schema_arrow.metadata, self._where)
 
-    def table(self, condition: str | None = None) -> pa.Table:
-        """The scores of one condition, or all; row groups of other conditions are not decoded."""
-        self._data.seek(0)
-        return pq.read_table(self._data, filters=None if condition is None else [("condition", "=", condition)])
+    def __enter__(self) -> JudgeScores:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def table(self) -> pa.Table:
+        """All scores."""
+        with damage(self._where):
+            return upgraded(self._file.read(), self._where)
+
+    def stream(self, condition: str) -> Iterator[pa.Table]:
+        """The scores of one condition in order; row groups of other conditions are not decoded."""
+        column = self._file.schema_arrow.get_field_index("condition")
+        for index in range(self._file.num_row_groups):
+            found = self._file.metadata.row_group(index).column(column).statistics
+            if found is None or not found.has_min_max or found.min <= condition <= found.max:
+                with damage(self._where):
+                    table = upgraded(self._file.read_row_group(index), self._where)
+                yield table.filter(pc.equal(table["condition"], condition))
 
 
-def all_scores(objects: ObjectStore) -> list[JudgeScores]:
+@contextmanager
+def all_scores(objects: ObjectStore) -> Iterator[list[JudgeScores]]:
     """The scores of every judge, sorted by judge key.
 
     Raises:
         StorageError: A record or a file is damaged; the message names it.
     """
-    return [JudgeScores(objects, record) for record in score_records(objects).values()]
+    with ExitStack() as stack:
+        yield [stack.enter_context(JudgeScores(objects, record)) for record in score_records(objects).values()]
 
 
-def with_scores(rows: pa.Table, condition: str, scored: Sequence[JudgeScores], run_id: str) -> pa.Table:
+def scores_of(scored: Sequence[JudgeScores], condition: str) -> dict[str, Lockstep]:
+    """Judge key → a judge's scores of one condition, to go along with its trajectories."""
+    columns = schema("scores")
+    return {scores.record.judge: Lockstep(scores.stream(condition), columns) for scores in scored}
+
+
+def with_scores(rows: pa.Table, scored: Mapping[str, Lockstep], run_id: str) -> pa.Table:
     """Add a column ``verdict_<key>`` and a column ``score_<key>`` for every judge.
 
     Args:
-        rows: Trajectories of one condition.
-        condition: Its id.
-        scored: The judges; one that shares its key with a verdict column of `rows` must not be among them.
+        rows: Trajectories of one condition in order; may be a part of them that follows the last one.
+        scored: Judge key → the scores of that condition, see `scores_of`; a judge that shares its key with a verdict
+            column of `rows` must not be among them.
         run_id: For the metadata.
 
     Raises:
@@ -228,30 +261,23 @@ def with_scores(rows: pa.Table, condition: str, scored: Sequence[JudgeScores], r
     """
     if not scored:
         return rows
-    key_N, reply_N = _row_key(rows), _digests(rows["text"])
-    for scores in scored:
-        judge = scores.record.judge
+    reply_N = _digests(rows["text"])
+    for judge, scores in scored.items():
         if VERDICT_PREFIX + judge in rows.column_names:
             raise StorageError(f"The run itself has a judge `{judge}`, so scores of that key cannot be added.")
-        found = scores.table(condition)
-        place_N = pc.index_in(key_N, value_set=_row_key(found))
-        same_N = pc.fill_null(pc.equal(found["reply"].take(place_N), reply_N), fill_value=False)
+        found = scores.matching(rows)
+        same_N = pc.fill_null(pc.equal(found["reply"], reply_N), fill_value=False)
         for prefix, name in ((VERDICT_PREFIX, "value"), (SCORE_PREFIX, "score")):
-            column = found[name].take(place_N)
-            kept = pc.if_else(same_N, column, pa.scalar(None, column.type))
+            kept = pc.if_else(same_N, found[name], pa.scalar(None, found[name].type))
             rows = rows.append_column(prefix + judge, kept)
     ordered = schema("trajectories", judges=judges_in(rows.schema), scored=scored_in(rows.schema)).names
     return with_metadata(rows.select(ordered), "trajectories", run_id).combine_chunks()
 
 
 def _folder(judge: str) -> str:
-    """Percent-encoded, dots too, so that no key leaves the folder."""
-    return f"{_FOLDER}/{quote(judge, safe='').replace('.', '%2E')}"
-
-
-def _row_key(rows: pa.Table) -> pa.Array:
-    key = pc.binary_join_element_wise(rows["sample"].cast(pa.string()), rows["prompt_id"], "/")
-    return key.combine_chunks() if isinstance(key, pa.ChunkedArray) else key
+    """Percent-encoded, dots too, so that no key leaves the folder; no name is of dots alone, however written."""
+    encoded = quote(judge, safe="").replace(".", "%2E")
+    return f"{_FOLDER}/{encoded}" + ("" if judge.strip(".") else "=")
 
 
 def _digests(texts: pa.ChunkedArray) -> pa.Array:

@@ -7,11 +7,14 @@ same as cutting the whole: each shard keeps its own candidates, and compaction c
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from dsprobe.experiment.evaluated import EvaluatedBatch, sample_rank
+
+__all__ = ["Candidate", "Selection", "candidates_of", "sample_rank", "select"]
 
 Selection = Literal["sample", "extreme"]
 
@@ -33,10 +36,17 @@ class Candidate:
         return self.prompt_id, self.sample
 
 
-def sample_rank(condition: str, prompt_id: str, sample: int) -> int:
-    """A pseudo-random 64-bit number that belongs to the trajectory alone."""
-    digest = hashlib.blake2b(f"{condition}\0{prompt_id}\0{sample}".encode(), digest_size=8)
-    return int.from_bytes(digest.digest(), "big")
+def candidates_of(batch: EvaluatedBatch) -> list[Candidate]:
+    """The batch's rows as candidates for the positions table, in order."""
+    return [
+        Candidate(
+            prompt_id=key.prompt_id,
+            sample=key.sample,
+            rank=sample_rank(batch.condition.id, key.prompt_id, key.sample),
+            tri=float(tri),
+        )
+        for key, tri in zip(batch.trajectories.keys, batch.tri_B["predicted"], strict=True)
+    ]
 
 
 def select(candidates: Iterable[Candidate], samples: int, extremes: int) -> dict[tuple[str, int], Selection]:

@@ -7,7 +7,6 @@ interpolation between order statistics. Equal states give equal tables, bit for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +16,7 @@ import pyarrow as pa
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.storage.accumulators import PositionSums, SparseCounts
 from dsprobe.storage.derived import QUANTITIES, VIEWS
-from dsprobe.storage.float16 import FRACTION_BITS, fixed_point, from_codes, histogram_bins
+from dsprobe.storage.float16 import FRACTION_BITS, HISTOGRAM_SHIFT, bin_bounds, fixed_point, from_codes
 from dsprobe.storage.reducer import ABSORBING, ABSORBING_POSITIONS, FINAL, ConditionState, ReducerState
 from dsprobe.storage.schemas import schema, with_metadata
 from dsprobe.storage.tables import condition_columns
@@ -60,15 +59,16 @@ def finalise(state: ReducerState, run_id: str = "") -> dict[str, pa.Table]:
 
 def _step_stats(condition: Condition, state: ConditionState) -> pa.Table:
     last_step = _last_step(state)
-    rows = [
-        {"quantity": quantity, "step": step, **describe(codes, counts)}
+    parts = [
+        _described(quantity, *_distributions(state, quantity, last_step))
         for quantity in STEP_QUANTITIES
-        for step, codes, counts in _distributions(state, quantity, last_step)
+        if len(_counts(state, quantity).items()[0])
     ]
-    for view in VIEWS:
-        rows += _survival(_counts(state, f"fhs_{view}"), f"fhs_{view}", last_step)
-    rows.sort(key=lambda row: (row["step"], row["quantity"]))
-    return _with_condition("step_stats", condition, rows)
+    parts += [_survival(_counts(state, f"fhs_{view}"), f"fhs_{view}", last_step) for view in VIEWS]
+    merged = pa.concat_tables(parts, promote_options="default").sort_by(
+        [("step", "ascending"), ("quantity", "ascending")]
+    )
+    return _with_condition("step_stats", condition, merged)
 
 
 def _last_step(state: ConditionState) -> int:
@@ -77,75 +77,78 @@ def _last_step(state: ConditionState) -> int:
     return max((int(step_N[-1]) for step_N in steps if len(step_N)), default=0)
 
 
-def _distributions(state: ConditionState, quantity: str, last_step: int) -> Iterator[tuple[int, Int64, Int64]]:
-    """Codes and counts per step, sorted by code, finished trajectories included where they keep their value."""
-    now = _by_step(_counts(state, quantity), last_step)
-    absorbing = quantity in ABSORBING
-    ended = _by_step(_counts(state, FINAL + quantity), last_step) if absorbing else {}
-    universe = np.unique(np.concatenate([codes for codes, _ in now.values()] or [np.empty(0, np.int64)]))
+def _distributions(state: ConditionState, quantity: str, last_step: int) -> tuple[Int64, Int64, Int64]:
+    """Steps, codes and counts, sorted, finished trajectories included where they keep their value."""
+    step_N, code_N, count_N = _counts(state, quantity).items()
+    if quantity not in ABSORBING:
+        return step_N, code_N, count_N
+    ended_N, ended_code_N, ended_count_N = _counts(state, FINAL + quantity).items()
+    universe, where_N = np.unique(code_N, return_inverse=True)  # every last value has been a value before
+    ended_where_N = np.searchsorted(universe, ended_code_N)
+    steps = np.arange(1, last_step + 2)
+    bounds, ended_bounds = np.searchsorted(step_N, steps), np.searchsorted(ended_N, steps)
     absorbed = np.zeros(len(universe), np.int64)
-    for step in range(1, last_step + 1):
+    parts = []
+    for step in range(last_step):
+        here, ended = slice(*bounds[step : step + 2]), slice(*ended_bounds[step : step + 2])
         counts = absorbed.copy()
-        codes, here = now[step]
-        counts[np.searchsorted(universe, codes)] += here
-        present = counts > 0
-        if present.any():
-            yield step, universe[present], counts[present]
-        if absorbing:
-            codes, here = ended[step]
-            absorbed[np.searchsorted(universe, codes)] += here
+        counts[where_N[here]] += count_N[here]
+        present = np.flatnonzero(counts)
+        parts.append((np.full(len(present), step + 1), universe[present], counts[present]))
+        absorbed[ended_where_N[ended]] += ended_count_N[ended]
+    steps_M, codes_M, counts_M = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return steps_M, codes_M, counts_M
 
 
-def _by_step(counts: SparseCounts, last_step: int) -> dict[int, tuple[Int64, Int64]]:
-    step_N, code_N, count_N = counts.items()
-    bounds = np.searchsorted(step_N, np.arange(1, last_step + 2))
-    return {
-        step: (code_N[low:high], count_N[low:high])
-        for step, low, high in zip(range(1, last_step + 1), bounds[:-1], bounds[1:], strict=True)
-    }
+def _described(quantity: str, step_N: Int64, code_N: Int64, count_N: Int64) -> pa.Table:
+    first = np.flatnonzero(np.diff(step_N, prepend=-1))
+    columns = {"step": step_N[first], "quantity": pa.repeat(quantity, len(first)), **describe(first, code_N, count_N)}
+    return pa.table(columns)
 
 
-def describe(codes: Int64, counts: Int64) -> dict[str, Any]:
-    """Statistics of a distribution.
+def describe(start_D: npt.NDArray[np.intp], code_N: Int64, count_N: Int64) -> dict[str, Any]:
+    """Statistics of D distributions.
 
     Args:
-        codes: Float16 codes that occur, in increasing order.
-        counts: How often each occurs.
+        start_D: Where each begins among the N entries; the first at 0.
+        code_N: Float16 codes that occur, in increasing order within a distribution.
+        count_N: How often each occurs; at least 1.
 
     Returns:
         ``n, mean, variance, min, max``, the quantiles and ``histogram``, as in `step_stats`.
     """
-    n = int(counts.sum())
-    fixed = fixed_point(codes)
-    total = exact_dot(counts, fixed)
-    value = from_codes(codes).astype(np.float64)
-    low, high, binned = histogram_bins(codes, counts)
+    fixed_N = fixed_point(code_N)
+    value_N = from_codes(code_N).astype(np.float64)
+    n_D = np.add.reduceat(count_N, start_D)
+    totals = exact_sums(start_D, n_D, count_N, fixed_N)
+    squares = _exact_squares(start_D, n_D, count_N, fixed_N)
+    numbers = n_D.tolist()
     return {
-        "n": n,
-        "mean": total / (n << FRACTION_BITS),
-        "variance": _variance(n, total, _exact_squares(counts, fixed)),
-        "min": float(value[0]),
-        "max": float(value[-1]),
-        **_quantiles(value, counts, n),
-        "histogram": [
-            {"value_low": float(a), "value_high": float(b), "count": int(c)}
-            for a, b, c in zip(low, high, binned, strict=True)
-        ],
+        "n": n_D,
+        "mean": np.array([total / (n << FRACTION_BITS) for n, total in zip(numbers, totals, strict=True)]),
+        "variance": pa.array([_variance(*sums) for sums in zip(numbers, totals, squares, strict=True)], pa.float64()),
+        "min": value_N[start_D],
+        "max": value_N[np.append(start_D[1:], len(code_N)) - 1],
+        **_quantiles(start_D, n_D, value_N, count_N),
+        "histogram": _histograms(start_D, code_N, count_N),
     }
 
 
-def exact_dot(counts: Int64, values: Int64) -> int:
-    """Σ counts · values without rounding or overflow."""
-    if int(counts.sum()) * int(np.abs(values).max(initial=0)) < 1 << 62:
-        return int(np.dot(counts, values))
-    return int((counts.astype(object) * values).sum())
+def exact_sums(start_D: npt.NDArray[np.intp], n_D: Int64, count_N: Int64, value_N: Int64) -> list[int]:
+    """Σ counts · values of D distributions without rounding or overflow; `n_D` are the sums of their counts."""
+    if int(n_D.max()) * int(np.abs(value_N).max()) < 1 << 62:
+        products: npt.NDArray[Any] = count_N * value_N
+    else:
+        products = count_N.astype(object) * value_N
+    sums: list[int] = np.add.reduceat(products, start_D).tolist()
+    return sums
 
 
-def _exact_squares(counts: Int64, fixed: Int64) -> int:
+def _exact_squares(start_D: npt.NDArray[np.intp], n_D: Int64, count_N: Int64, fixed_N: Int64) -> list[int]:
     """Σ counts · fixed², with the 80-bit squares cut into parts that fit 64 bits."""
-    high, low = fixed >> 20, fixed & 0xFFFFF
-    squares, mixed, rest = (exact_dot(counts, part) for part in (high * high, high * low, low * low))
-    return (squares << 40) + (mixed << 21) + rest
+    high, low = fixed_N >> 20, fixed_N & 0xFFFFF
+    parts = [exact_sums(start_D, n_D, count_N, part) for part in (high * high, high * low, low * low)]
+    return [(squares << 40) + (mixed << 21) + rest for squares, mixed, rest in zip(*parts, strict=True)]
 
 
 def _variance(n: int, total: int, squares: int) -> float | None:
@@ -154,17 +157,36 @@ def _variance(n: int, total: int, squares: int) -> float | None:
     return (n * squares - total * total) / ((n * (n - 1)) << (2 * FRACTION_BITS))
 
 
-def _quantiles(value: npt.NDArray[np.float64], counts: Int64, n: int) -> dict[str, float]:
+def _quantiles(
+    start_D: npt.NDArray[np.intp], n_D: Int64, value_N: npt.NDArray[np.float64], count_N: Int64
+) -> dict[str, npt.NDArray[np.float64]]:
     """Linear interpolation between the order statistics around (n − 1)·q, as NumPy's default."""
-    last = np.cumsum(counts)  # value[i] is the order statistic of ranks last[i-1] … last[i] - 1
-    place = (n - 1) * np.array(list(QUANTILES.values()))
-    below = np.floor(place).astype(np.int64)
-    lower = value[np.searchsorted(last, below, side="right")]
-    upper = value[np.searchsorted(last, np.minimum(below + 1, n - 1), side="right")]
-    return dict(zip(QUANTILES, (lower + (upper - lower) * (place - below)).tolist(), strict=True))
+    last_N = np.cumsum(count_N)  # value_N[i] is the order statistic of ranks last_N[i-1] … last_N[i] - 1
+    before_D = last_N[start_D] - count_N[start_D]
+    columns = {}
+    for name, share in QUANTILES.items():
+        place_D = (n_D - 1) * share
+        below_D = np.floor(place_D).astype(np.int64)
+        lower_D = value_N[np.searchsorted(last_N, before_D + below_D, side="right")]
+        upper_D = value_N[np.searchsorted(last_N, before_D + np.minimum(below_D + 1, n_D - 1), side="right")]
+        columns[name] = lower_D + (upper_D - lower_D) * (place_D - below_D)
+    return columns
 
 
-def _survival(counts: SparseCounts, quantity: str, last_step: int) -> list[dict[str, Any]]:
+def _histograms(start_D: npt.NDArray[np.intp], code_N: Int64, count_N: Int64) -> pa.ListArray:
+    """Counts in bins of codes, one list a distribution."""
+    bin_N = code_N >> HISTOGRAM_SHIFT
+    changed_N = np.diff(bin_N, prepend=-1) != 0
+    changed_N[start_D] = True
+    first_M = np.flatnonzero(changed_N)
+    low_M, high_M = bin_bounds(bin_N[first_M])
+    entries = {"value_low": low_M, "value_high": high_M, "count": np.add.reduceat(count_N, first_M)}
+    offsets = np.append(np.searchsorted(first_M, start_D), len(first_M)).astype(np.int32)
+    structs = pa.StructArray.from_arrays([pa.array(entry) for entry in entries.values()], names=list(entries))
+    return pa.ListArray.from_arrays(pa.array(offsets), structs)
+
+
+def _survival(counts: SparseCounts, quantity: str, last_step: int) -> pa.Table:
     """At-risk and event counts of the first harmful step; the code of a count is its event flag."""
     step_N, event_N, count_N = counts.items()
     ending = np.zeros(max(last_step, int(step_N.max(initial=0))) + 2, np.int64)
@@ -172,33 +194,43 @@ def _survival(counts: SparseCounts, quantity: str, last_step: int) -> list[dict[
     np.add.at(ending, step_N, count_N)
     np.add.at(events, step_N, count_N * event_N)
     at_risk = np.cumsum(ending[::-1])[::-1]
-    return [
-        {"quantity": quantity, "step": step, "at_risk": int(at_risk[step]), "events": int(events[step])}
-        for step in range(1, last_step + 1)
-    ]
+    steps = slice(1, last_step + 1)
+    return pa.table(
+        {
+            "step": np.arange(1, last_step + 1),
+            "quantity": pa.repeat(quantity, last_step),
+            "at_risk": at_risk[steps],
+            "events": events[steps],
+        }
+    )
 
 
 def _position_stats(condition: Condition, state: ConditionState) -> pa.Table:
     last_step = _last_step(state)
-    columns: dict[str, list[Any]] = {"step": [], "position": [], "quantity": [], "n": [], "mean": []}
-    for quantity in POSITION_QUANTITIES:
-        n_SP, total_SP = _absorbed(state, quantity, last_step)
-        step_N, position_N = np.nonzero(n_SP)
-        n_N = n_SP[step_N, position_N]
-        # Python's integer division rounds once; the totals can exceed float64's 53 bits.
-        mean = [
-            t / (n << FRACTION_BITS) for t, n in zip(total_SP[step_N, position_N].tolist(), n_N.tolist(), strict=True)
-        ]
-        columns["step"].append(step_N + 1)
-        columns["position"].append(position_N)
-        columns["quantity"].append(np.full(len(step_N), quantity))
-        columns["n"].append(n_N)
-        columns["mean"].append(np.array(mean, np.float64))
-    merged = {name: np.concatenate(parts) for name, parts in columns.items()}
-    order = np.lexsort((merged["quantity"], merged["position"], merged["step"]))
-    target = schema("position_stats")
-    named = {**condition_columns(condition, len(order)), **{k: pa.array(v[order]) for k, v in merged.items()}}
-    return pa.Table.from_arrays([named[f.name].cast(f.type) for f in target], schema=target)
+    names = sorted(POSITION_QUANTITIES)
+    sums = [_absorbed(state, name, last_step) for name in names]
+    shape = np.max([n_SP.shape for n_SP, _ in sums], axis=0)
+    n_SPQ, total_SPQ = np.zeros((2, *shape, len(names)), np.int64)
+    for q, (n_SP, total_SP) in enumerate(sums):
+        n_SPQ[: n_SP.shape[0], : n_SP.shape[1], q] = n_SP
+        total_SPQ[: n_SP.shape[0], : n_SP.shape[1], q] = total_SP
+    where = step_N, position_N, name_N = np.nonzero(n_SPQ)
+    columns = {
+        "step": step_N + 1,
+        "position": position_N,
+        "quantity": pa.DictionaryArray.from_arrays(name_N.astype(np.int32), names).cast(pa.string()),
+        "n": n_SPQ[where],
+        "mean": _exact_means(total_SPQ[where], n_SPQ[where]),
+    }
+    return _with_condition("position_stats", condition, pa.table(columns))
+
+
+def _exact_means(total_N: Int64, n_N: Int64) -> npt.NDArray[np.float64]:
+    """Quotients rounded once: float64 divides integers below 2^53 so, Python all others."""
+    mean_N = total_N.astype(np.float64) / (n_N.astype(np.float64) * 2.0**FRACTION_BITS)
+    for i in np.flatnonzero(np.maximum(np.abs(total_N), n_N) >= 1 << 53).tolist():
+        mean_N[i] = int(total_N[i]) / (int(n_N[i]) << FRACTION_BITS)
+    return mean_N
 
 
 def _absorbed(state: ConditionState, quantity: str, last_step: int) -> tuple[Int64, Int64]:
@@ -206,9 +238,8 @@ def _absorbed(state: ConditionState, quantity: str, last_step: int) -> tuple[Int
     sums = PositionSums()
     sums.merge(state.sums.get(quantity, sums))
     if quantity in ABSORBING_POSITIONS:
-        ended, later = state.sums.get(FINAL + quantity, PositionSums()), PositionSums()
-        later.n_SP, later.total_SP = _after(ended.n_SP, last_step), _after(ended.total_SP, last_step)
-        sums.merge(later)
+        ended = state.sums.get(FINAL + quantity, PositionSums())
+        sums.accumulate(_after(ended.n_SP, last_step), _after(ended.total_SP, last_step))
     return sums.n_SP, sums.total_SP
 
 
@@ -223,12 +254,9 @@ def _counts(state: ConditionState, series: str) -> SparseCounts:
     return state.counts.get(series, SparseCounts())
 
 
-def _with_condition(kind: str, condition: Condition, rows: list[dict[str, Any]]) -> pa.Table:
+def _with_condition(kind: str, condition: Condition, columns: pa.Table) -> pa.Table:
+    """The rows in the schema of their table; columns that they lack are null."""
     target = schema(kind)
-    names = [f.name for f in target]
-    constant = condition_columns(condition, len(rows))
-    columns = [
-        constant[f.name].cast(f.type) if f.name in constant else pa.array([row.get(f.name) for row in rows], f.type)
-        for f in target
-    ]
-    return pa.Table.from_arrays(columns, names=names).cast(target)
+    named = condition_columns(condition, columns.num_rows) | {name: columns[name] for name in columns.column_names}
+    nulls = pa.nulls(columns.num_rows)
+    return pa.Table.from_arrays([named.get(f.name, nulls).cast(f.type) for f in target], schema=target)

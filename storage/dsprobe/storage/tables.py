@@ -31,7 +31,7 @@ def trajectories_table(batch: EvaluatedBatch, values: StepValues) -> pa.Table:
     canvas, tokens, commit_step = (_unpadded(rows, a) for a in (rows.canvas_BL, rows.tokens_BL, rows.commit_step_BL))
     start_B, end_B = response_bounds(rows)
     columns: Columns = {
-        **_row_keys(batch.condition, rows, np.arange(rows.num_rows)),
+        **row_keys(batch.condition, rows, np.arange(rows.num_rows)),
         "category": pa.array([prompt.category for prompt in batch.prompts], pa.string()),
         "harmful": pa.array([prompt.harmful for prompt in batch.prompts], pa.bool_()),
         "canvas": canvas,
@@ -57,7 +57,7 @@ def trajectories_table(batch: EvaluatedBatch, values: StepValues) -> pa.Table:
         columns[f"risk_{view}_final"] = _last(values.values[f"risk_{view}"], rows.num_steps_B).astype(np.float32)
     for judge, verdicts in batch.verdicts.items():
         columns[VERDICT_PREFIX + judge] = pa.array(verdicts, pa.bool_())
-    return _table("trajectories", columns, judges=batch.verdicts)
+    return arrow_table("trajectories", columns, judges=batch.verdicts)
 
 
 def steps_table(batch: EvaluatedBatch, values: StepValues) -> pa.Table:
@@ -65,7 +65,7 @@ def steps_table(batch: EvaluatedBatch, values: StepValues) -> pa.Table:
     rows = batch.trajectories
     row_N, step_N = np.nonzero(values.running_SB.T)
     columns: Columns = {
-        **_row_keys(batch.condition, rows, row_N),
+        **row_keys(batch.condition, rows, row_N),
         "step": step_N + 1,
         "num_steps": rows.num_steps_B[row_N],
         **{name: values.values[name][step_N, row_N] for name in QUANTITIES},
@@ -74,7 +74,7 @@ def steps_table(batch: EvaluatedBatch, values: StepValues) -> pa.Table:
         "action": rows.action_SB[step_N, row_N],
         "remasked": values.remasked_SB[step_N, row_N],
     }
-    return _table("steps", columns)
+    return arrow_table("steps", columns)
 
 
 def positions_table(batch: EvaluatedBatch, chosen: Index, selection: list[str]) -> pa.Table:
@@ -85,27 +85,58 @@ def positions_table(batch: EvaluatedBatch, chosen: Index, selection: list[str]) 
         chosen: Rows of the batch to store.
         selection: Why each of them was chosen: ``"sample"`` or ``"extreme"``.
     """
-    rows = batch.trajectories
+    chosen_N, columns = position_columns(batch, chosen)
+    defined_N = masked_before(batch.trajectories)[response_entries(batch.trajectories, chosen)[1]]
+    columns["probability"] = np.where(defined_N, columns["probability"], np.float16(np.nan))
+    columns["selection"] = pa.array(selection, pa.string()).take(pa.array(chosen_N))
+    return arrow_table("positions", columns)
+
+
+def response_entries(rows: TrajectoryBatch, chosen: Index) -> tuple[Index, tuple[Index, Index, Index]]:
+    """All response positions of all steps of chosen rows, ordered by row, step and position.
+
+    Returns:
+        Index into `chosen` of each entry, and the index of the entries into a plane ``[S, B, L]``.
+    """
     running_CS = np.arange(rows.max_steps)[None] < rows.num_steps_B[chosen, None]
     wanted_CSL = running_CS[:, :, None] & rows.response_BL[chosen, None]
     chosen_N, step_N, at_N = np.nonzero(wanted_CSL)
-    row_N = chosen[chosen_N]
-    where = (step_N, row_N, at_N)
-    columns: Columns = {
-        **_row_keys(batch.condition, rows, row_N),
+    return chosen_N, (step_N, chosen[chosen_N], at_N)
+
+
+def entry_columns(batch: EvaluatedBatch, where: tuple[Index, Index, Index]) -> Columns:
+    """Keys, step and position of entries of a plane ``[S, B, L]``."""
+    rows = batch.trajectories
+    step_N, row_N, at_N = where
+    return {
+        **row_keys(batch.condition, rows, row_N),
         "step": step_N + 1,
         "position": (np.cumsum(rows.response_BL, axis=1) - 1)[row_N, at_N],
+    }
+
+
+def position_columns(batch: EvaluatedBatch, chosen: Index) -> tuple[Index, Columns]:
+    """What was recorded at the response positions of chosen rows, in the order of `response_entries`.
+
+    Returns:
+        Index into `chosen` of each entry, and the columns that `positions` and `position_log` have in common.
+
+    Raises:
+        StorageError: A value is infinite.
+    """
+    rows = batch.trajectories
+    chosen_N, where = response_entries(rows, chosen)
+    columns: Columns = {
+        **entry_columns(batch, where),
         "token": rows.predicted_SBL[where],
         "in_canvas": rows.committed_SBL[where],
-        "probability": np.where(masked_before(rows)[where], rows.probability_SBL[where], np.float16(np.nan)),
-        "entropy": rows.entropy_SBL[where],
-        "kl": rows.kl_SBL[where],
-        "attribution": rows.attribution_SBL[where],
-        "selection": pa.array(selection, pa.string()).take(pa.array(chosen_N)),
     }
-    for name in ("probability", "entropy", "kl", "attribution"):
+    planes = {"probability": rows.probability_SBL, "entropy": rows.entropy_SBL}
+    planes |= {"kl": rows.kl_SBL, "attribution": rows.attribution_SBL}
+    for name, plane_SBL in planes.items():
+        columns[name] = plane_SBL[where]
         require_finite(name, columns[name])
-    return _table("positions", columns)
+    return chosen_N, columns
 
 
 def response_bounds(rows: TrajectoryBatch) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
@@ -123,7 +154,8 @@ def condition_columns(condition: Condition, count: int) -> Columns:
     return {name: pa.repeat(pa.scalar(label, pa.string()), count) for name, label in labels.items()}
 
 
-def _row_keys(condition: Condition, rows: TrajectoryBatch, row_N: Index) -> Columns:
+def row_keys(condition: Condition, rows: TrajectoryBatch, row_N: Index) -> Columns:
+    """Condition, prompt and sample of each of N table rows, given their row of the batch."""
     prompt_ids = pa.array([key.prompt_id for key in rows.keys], pa.string())
     return {
         **condition_columns(condition, len(row_N)),
@@ -153,8 +185,9 @@ def _last(values_SB: npt.NDArray[np.float16], num_steps_B: npt.NDArray[np.int16]
     return padded_SB[num_steps_B.astype(np.intp), np.arange(values_SB.shape[1])]
 
 
-def _table(kind: str, columns: Columns, judges: Any = ()) -> pa.Table:
-    target = schema(kind, judges=judges)
+def arrow_table(kind: str, columns: Columns, judges: Any = (), width: int = 0) -> pa.Table:
+    """Columns in the order and with the types of a kind's schema; see `dsprobe.storage.schemas.schema`."""
+    target = schema(kind, judges=judges, width=width)
     arrays = []
     for field in target:
         column = columns[field.name]

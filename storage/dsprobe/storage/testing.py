@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dsprobe.config import UNGUARDED
-from dsprobe.decoding.records import ACTION_NONE, ACTION_REMASK, NEVER, RowKey, TrajectoryBatch
+from dsprobe.decoding.records import ACTION_NONE, ACTION_REMASK, NEVER, RAW_SAMPLE, RowKey, TrajectoryBatch
 from dsprobe.experiment.evaluated import Condition, EvaluatedBatch
 from dsprobe.prompts.base import Prompt
 from dsprobe.storage.derived import VIEWS
@@ -29,6 +30,7 @@ def synthetic_batch(
     condition: Condition | None = None,
     rows: int = 4,
     steps: int = 6,
+    shortest: int = 1,
     length: int = 8,
     prompt_length: int = 3,
     first_prompt: int = 0,
@@ -43,7 +45,8 @@ def synthetic_batch(
         seed: The same seed gives the same batch, but for `wall_seconds_B`.
         condition: Defaults to `synthetic_condition`.
         rows: B.
-        steps: S; each row takes between 1 and S steps.
+        steps: S.
+        shortest: Fewest steps of a row; each takes between this and S.
         length: Response positions.
         prompt_length: Positions before the response; row b has up to this many, the rest is left padding.
         first_prompt: Number in the first row's prompt id.
@@ -52,7 +55,7 @@ def synthetic_batch(
     """
     rng = np.random.default_rng(seed)
     width = prompt_length + length
-    num_steps_B = rng.integers(1, steps + 1, rows).astype(np.int16)
+    num_steps_B = rng.integers(shortest, steps + 1, rows).astype(np.int16)
     commit_BL = rng.integers(1, num_steps_B[:, None] + 1, (rows, width)).astype(np.int16)
     response_BL = np.broadcast_to(np.arange(width) >= prompt_length, (rows, width)).copy()
     real_BL = np.arange(width) >= rng.integers(0, prompt_length + 1, rows)[:, None]
@@ -185,3 +188,38 @@ def take_rows(batch: EvaluatedBatch, rows: Sequence[int]) -> EvaluatedBatch:
         tri_B={view: values[index] for view, values in batch.tri_B.items()},
         kl_slope_B=batch.kl_slope_B[index],
     )
+
+
+def with_vectors(batch: EvaluatedBatch, seed: int, *, vocabulary: int, sampled: Sequence[int] = ()) -> EvaluatedBatch:
+    """The same batch with made-up top-k tokens (K = 3), hidden states of layer 1 and logits of every row.
+
+    Args:
+        batch: From `synthetic_batch`.
+        seed: The same seed gives the same vectors; they do not compress.
+        vocabulary: V, also the length of a hidden state.
+        sampled: Rows of the raw logs' random sample.
+    """
+    rng = np.random.default_rng(seed)
+    rows = batch.trajectories
+    masked_SBL = ~np.isnan(rows.probability_SBL) & (
+        np.arange(rows.max_steps)[:, None, None] < rows.num_steps_B[None, :, None]
+    )
+
+    def vectors(count: int) -> npt.NDArray[np.float16]:
+        return rng.integers(-8192, 8192, (count, vocabulary), np.int16).astype(np.float16)
+
+    roles_B = np.zeros(rows.num_rows, np.int8)
+    roles_B[list(sampled)] = RAW_SAMPLE
+    found = {step: np.nonzero(masked_SBL[step]) for step in range(rows.max_steps)}
+    shape = (*masked_SBL.shape, 3)
+    logged = replace(
+        rows,
+        raw_B=roles_B,
+        topk_tokens_SBLK=np.where(masked_SBL[..., None], rng.integers(0, vocabulary, shape), -1).astype(np.int32),
+        topk_logprobs_SBLK=np.where(masked_SBL[..., None], -rng.random(shape), np.nan).astype(np.float16),
+        hidden_SBLD={1: vectors(masked_SBL.size).reshape(*masked_SBL.shape, vocabulary)},
+        logits_NV={step: vectors(len(row_N)) for step, (row_N, _) in found.items()},
+        logits_row_N={step: row_N.astype(np.int32) for step, (row_N, _) in found.items()},
+        logits_position_N={step: at_N.astype(np.int32) for step, (_, at_N) in found.items()},
+    )
+    return replace(batch, trajectories=logged)

@@ -75,7 +75,7 @@ class Archive:
         data = self.store.read(name)
         try:
             return from_table(pq.read_table(io.BytesIO(data)))
-        except (pa.ArrowInvalid, KeyError, OSError) as error:
+        except (pa.ArrowException, KeyError, TypeError, ValueError, OSError, MemoryError) as error:
             raise StorageError(
                 f"{self.store.address(name)} is damaged ({error}); delete it to run it again."
             ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -12,12 +13,14 @@ import pyarrow.parquet as pq
 import yaml
 
 from dsprobe.config import GuardrailConfig
+from dsprobe.errors import DamagedError
 from dsprobe.metrics.intervals import Interval
 from dsprobe.storage.objects import ObjectStore
 from dsprobe.storage.schemas import SCHEMA_VERSION, open_writer
 from dsprobe.sweeps.front import passes_used
 from dsprobe.sweeps.front_records import Estimates, Front, FrontPoint
 from dsprobe.sweeps.records import TrialRecord
+from dsprobe.untrusted import parse_facts, parse_json, parse_record
 
 FRONT_VERSION: Final = 1
 """Version of ``front.json``."""
@@ -27,6 +30,9 @@ TRIALS: Final = f"{FOLDER}/trials.parquet"
 FRONT_TABLE: Final = f"{FOLDER}/front.parquet"
 FRONT: Final = f"{FOLDER}/front.json"
 GUARDRAILS: Final = f"{FOLDER}/guardrails"
+
+_RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+"""A folder beside the sweep's own, and no way out of there."""
 
 PARAMETER_PREFIX: Final = "parameters."
 """Columns of single parameters: this and the dotted path; null where the parameter does not exist."""
@@ -109,9 +115,17 @@ def read_front(objects: ObjectStore) -> Row:
     """``front.json`` of a sweep's folder.
 
     Raises:
+        DamagedError: It is not what `front.json` of a sweep is.
         StorageError: It is not there.
     """
-    content: Row = json.loads(objects.read(FRONT))
+    where = objects.address(FRONT)
+    try:
+        content = parse_facts(objects.read(FRONT))
+        run = content["validation_run"]
+        if run is not None and not (isinstance(run, str) and _RUN_ID.fullmatch(run)):
+            raise ValueError("`validation_run` is no run's id")
+    except ValueError as error:
+        raise DamagedError(f"{where} is damaged: {error}. Run the same `dsprobe sweep` again.") from None
     return content
 
 
@@ -121,11 +135,17 @@ def read_trials(objects: ObjectStore) -> list[Row]:
     `objectives` maps each name to ``{value, low, high}`` and is `None` for a trial without outcomes.
 
     Raises:
+        DamagedError: It is not what a sweep wrote.
         StorageError: The file is not there.
     """
-    table = pq.read_table(pa.BufferReader(objects.read(TRIALS)))
-    names = json.loads(table.schema.metadata[b"dsprobe.objectives"])
-    return [_nested(row, names) for row in table.to_pylist()]
+    data = objects.read(TRIALS)
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        names = parse_record(list[str], parse_json(table.schema.metadata[b"dsprobe.objectives"]))
+        return [_nested(row, names) for row in table.to_pylist()]
+    except (pa.ArrowException, LookupError, TypeError, ValueError, OSError) as error:
+        where = objects.address(TRIALS)
+        raise DamagedError(f"{where} is damaged: {error}. Run the same `dsprobe sweep` again.") from error
 
 
 def _nested(row: Row, names: Sequence[str]) -> Row:
@@ -133,7 +153,7 @@ def _nested(row: Row, names: Sequence[str]) -> Row:
     rest = {key: value for key, value in row.items() if key not in columns and not key.startswith(PARAMETER_PREFIX)}
     measured = row["passes_from_scratch"] is not None
     objectives = {name: {part: row[name + end] for part, end in _BOUNDS.items()} for name in names}
-    return rest | {"parameters": json.loads(row["parameters"]), "objectives": objectives if measured else None}
+    return rest | {"parameters": parse_json(row["parameters"]), "objectives": objectives if measured else None}
 
 
 def _trial_row(trial: TrialRecord, front: Front, label: str | None) -> Row:

@@ -275,11 +275,11 @@ def _record_chosen(
     """Run the unguarded model and the chosen settings with every step recorded."""
     points = chosen(front, sweep.config.front.chosen)
     plan = resolve(_recorded_config(sweep, points))
-    recorded = RunStore(store.url.rpartition("/runs/")[0], plan.run_id)
+    recorded = RunStore(store.url.rpartition("/runs/")[0], plan.run_id, s3=store.objects.s3)
     recorded.write_manifest(build_manifest(plan, {}))
     outcome = execute(plan, recorded, progress=listener.run)
     outcome.raise_if_incomplete()
-    compact(recorded)
+    compact(recorded, known=outcome.merged)
     return replace(front, validation_run=plan.run_id), outcome
 
 

@@ -49,8 +49,9 @@ def open_storage(storage: str) -> Iterator[BaseStorage]:
 def _journal(backend: JournalFileBackend, path: Path) -> JournalStorage:
     try:
         return JournalStorage(backend)
-    except ValueError as error:
-        raise StorageError(f"Study journal `{path}` is damaged: {error}.") from None
+    # Optuna replays the journal without checking it, so what is wrong with a record shows as any of these.
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError) as error:
+        raise StorageError(f"Study journal `{path}` is damaged: {type(error).__name__}: {error}.") from None
 
 
 @contextlib.contextmanager
