@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from dsprobe.storage.run_store import READERS
+
 HOUR: Final = 3600.0
 
 GROWING: Final = ("trajectories.parquet", "steps.parquet")
@@ -178,8 +180,8 @@ def _store(p: Projection) -> Iterator[tuple[str, str]]:
 
 
 def _after(p: Projection) -> Iterator[tuple[str, str]]:
-    reading = p.shards * p.assumed.request_ms / 1e3
-    yield "reading every commit record one by one (resume, compaction), hours", f"{reading / HOUR:.1f}"
+    reading = p.shards * p.assumed.request_ms / 1e3 / READERS
+    yield f"reading all commit records, {READERS} at a time, for a compaction, minutes", f"{reading / 60:.1f}"
     yield "price of those GET requests, $", f"{p.shards / 1e6 * p.assumed.get_price:.2f}"
     yield "one compaction of everything, CPU hours", f"{p.compaction_s / HOUR:.1f}"
     if p.assumed.scan_rows_per_s:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dsprobe.experiment.plan import Plan
     from dsprobe.storage.shard_writer import ShardWriter
 
-_READERS: Final = 16
+READERS: Final = 16
 """Commit records read at a time: on S3 each costs a round trip."""
 
 MANIFEST: Final = "manifest.json"
@@ -148,7 +148,7 @@ class RunStore:
         Raises:
             StorageError: A record is damaged or newer than this version.
         """
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             return dict(pool.map(self._record, sorted(self.committed_ids())))
 
     def committed_ids(self) -> set[str]:
