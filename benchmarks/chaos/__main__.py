@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100, help="killed runs at least")
     parser.add_argument("--storage-faults", type=int, default=1000, help="injected storage faults at least")
-    parser.add_argument("--ray-share", type=float, default=0.2, help="share of the runs that are on Ray")
+    parser.add_argument("--ray-share", type=float, default=0.15, help="share of the runs that are on Ray")
     parser.add_argument("--jobs", type=int, default=2, help="runs without Ray at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", choices=("s3", "folder"), default="s3")
