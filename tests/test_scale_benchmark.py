@@ -71,8 +71,9 @@ def test_a_slow_store_slows_generation_within_its_window(figures: dict[str, Any]
 def test_memory_is_flat_over_fifty_times_the_data(figures: dict[str, Any]) -> None:
     small, large = figures["memory"]
     assert large["shards"] == 50 * small["shards"]
-    for role in ("reducers", "replicas", "driver"):
-        assert large["memory_mib"][f"{role}_own"] < 1.25 * small["memory_mib"][f"{role}_own"]
+    # Merged statistics fill up with the float16 values that occur, of which there are 15 thousand in [0, 1].
+    for role, filling_up_mib in {"reducers": 64, "replicas": 0, "driver": 0}.items():
+        assert large["memory_mib"][f"{role}_own"] < 1.25 * small["memory_mib"][f"{role}_own"] + filling_up_mib
     assert large["object_store_peak_mb"] < 32
 
 
