@@ -15,6 +15,9 @@ from dsprobe.models.base import LanguageModel
 from dsprobe.models.load import load_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Ray ends a process that has lost its control store for a minute; of the Ray instances that tests start and end in one
+# process, an earlier one's late request must not end the later ones.
+os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "1800")
 torch.set_num_threads(1)
 FIXTURES = Path(__file__).parent / "fixtures"
 
