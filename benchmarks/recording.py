@@ -42,7 +42,7 @@ def compare(name: str, model: DiffusionModel) -> None:
     config = DecodingConfig(steps=STEPS, reply_length=REPLY)
     full = RecordingConfig(top_k=8)
     bare, recorded, state_free, naive = best_of(
-        3,
+        9,
         lambda: decode(model, rows, config),
         lambda: decode(model, rows, config, full),
         lambda: decode(model, rows, config, full.model_copy(update={"kl": "hidden"})),
