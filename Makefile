@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow test-gpu chaos fuzz lint types bench bench-gpu docs clean
+.PHONY: demo test test-slow test-gpu chaos fuzz wheel cluster-lab lint types bench bench-gpu docs clean
 
 # torch first and pinned: any later requirement is then satisfied by it, and no CUDA wheels are fetched on a CPU machine.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -35,6 +35,16 @@ chaos: $(VENV)/.installed
 # Coverage-guided fuzzing of everything that is read from files, a minute a target.
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m tests.hostile.fuzz all --seconds 60
+
+# What `ray up` carries to the nodes: the package, and the versions of what it needs.
+wheel: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+	cp constraints.txt dist/
+
+# Three hosts on this machine (root), a real S3 server, and everything that docs/cluster.md says, from `ray up` to `ray down`.
+cluster-lab: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.cluster_lab
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

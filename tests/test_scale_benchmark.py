@@ -39,6 +39,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @enclosed
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # of which the first one spends most in the fixture
 def test_replicas_scale_and_everything_is_measured(figures: dict[str, Any], tmp_path: Path) -> None:
     one, two = figures["scaling"]
@@ -55,6 +56,7 @@ def test_replicas_scale_and_everything_is_measured(figures: dict[str, Any], tmp_
 
 
 @enclosed
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_slow_store_slows_generation_within_its_window(figures: dict[str, Any]) -> None:
     fast, slow = figures["store"]
@@ -67,6 +69,7 @@ def test_a_slow_store_slows_generation_within_its_window(figures: dict[str, Any]
 
 
 @enclosed
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_memory_is_flat_over_fifty_times_the_data(figures: dict[str, Any]) -> None:
     small, large = figures["memory"]

@@ -62,6 +62,11 @@ class MeasuredWriter:
         """Statistics of what was added."""
         return self._writer.state
 
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the finished files."""
+        return self._writer.bytes_written
+
     def add(self, batch: EvaluatedBatch) -> None:
         """Take the shard's next batch."""
         start, cpu = self._events.now(), time.thread_time()

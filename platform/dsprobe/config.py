@@ -287,6 +287,28 @@ class RecordingConfig(Strict):
         return self
 
 
+class GpuPrice(Strict):
+    """What a card costs and computes, for estimates."""
+
+    usd_per_hour: float = Field(gt=0.0)
+    """On-demand price of one card with its share of the machine."""
+    bf16_tflops: float = Field(gt=0.0)
+    """Dense bfloat16 peak of one card, in 10¹² operations a second."""
+
+
+class CostConfig(Strict):
+    """What an estimate of GPU hours and money assumes (`dsprobe.experiment.cost`); replace it by your own figures."""
+
+    gpu: str | None = None
+    """Card of the price table; `None` is the cluster's own where it has one kind, and L4 elsewhere."""
+    prices: dict[str, GpuPrice] = Field(default_factory=dict)
+    """Card → price, beside or instead of the shipped table's, which is dated."""
+    utilisation: float = Field(default=0.3, gt=0.0, le=1.0)
+    """Share of a card's peak that a run reaches, everything between its forward passes included. An assumption."""
+    spot_factor: float = Field(default=0.4, gt=0.0, le=1.0)
+    """Spot price as a share of the on-demand price. An assumption: it moves by card, region and hour."""
+
+
 class ExecutionConfig(Strict):
     """Where and in what portions the work runs. Never changes results."""
 
@@ -312,6 +334,8 @@ class ExecutionConfig(Strict):
     answer at all counts as hung after 2 minutes, or this if less. 0 waits without an end."""
     window_mib: int = Field(default=256, ge=1)
     """MiB of finished batches that may wait for a reducer; then its replicas wait for it."""
+    cost: CostConfig = CostConfig()
+    """Assumptions of cost estimates."""
 
 
 class S3Config(Strict):

@@ -31,6 +31,7 @@ _KEYS: Final = re.compile(
 """Beginnings that AWS, OpenAI, Anthropic, Hugging Face, GitHub, Slack, Google and PEM files give their keys."""
 _URL_PASSWORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s@]*:[^/\s@]*@")
 _SECRET_VARIABLE: Final = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)$")
+_SECRET_NAME: Final = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _SHORTEST_SECRET: Final = 16
 """Characters of an environment variable's value that is looked for; shorter ones are words such as ``none``."""
 
@@ -113,7 +114,13 @@ def local_path(text: str, what: str) -> Path:
     return path
 
 
-def refuse_secrets(values: Any, where: str, environ: Mapping[str, str] | None = None) -> None:
+def refuse_secrets(
+    values: Any,
+    where: str,
+    environ: Mapping[str, str] | None = None,
+    *,
+    fate: str = "written into the run's manifest",
+) -> None:
     """Refuse a document with a key in it: it would go into manifests and logs as it is.
 
     Args:
@@ -121,6 +128,7 @@ def refuse_secrets(values: Any, where: str, environ: Mapping[str, str] | None = 
         where: What it is, for messages.
         environ: Environment; the values of its variables called ``…KEY``, ``…TOKEN``, ``…SECRET``, ``…PASSWORD`` are
             keys too.
+        fate: What would become of it, for messages.
 
     Raises:
         ConfigError: Names the place and never the value.
@@ -134,9 +142,14 @@ def refuse_secrets(values: Any, where: str, environ: Mapping[str, str] | None = 
         kind = _secret_in(text, known)
         if kind:
             raise ConfigError(
-                f"{where}: `{path}` holds {kind}, which would be written into the run's manifest. Give keys by the "
+                f"{where}: `{path}` holds {kind}, which would be {fate}. Give keys by the "
                 "environment (AWS_*, `api_key_env`, HF_TOKEN), never in a configuration."
             )
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether an environment variable of this name may hold a secret."""
+    return _SECRET_NAME.search(name) is not None
 
 
 def has_password(url: str) -> bool:

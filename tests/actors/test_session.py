@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -86,6 +87,9 @@ def test_private_instance(tmp_path: Path) -> None:
 
 def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # Clusters of other tests, which run beside this one, are not to be found.
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", functools.cache(set))
+    monkeypatch.setattr("ray._private.utils.read_ray_address", lambda temp_dir=None: None)
     with (
         pytest.raises(PrerequisiteError, match="No Ray cluster answers at `auto`"),
         ray_session(ExecutionConfig(address="auto")),

@@ -80,6 +80,11 @@ INVOCATIONS = [
     *[("gc", place) for place in NOWHERE[:4]],
     *[("verify", place) for place in NOWHERE[:4]],
     *[("report", place) for place in NOWHERE],
+    *[("status", place) for place in NOWHERE],
+    *[("preflight", place) for place in NOWHERE[:4]],
+    *[("submit", kind, place) for kind in ("run", "sweep", "transfer") for place in NOWHERE[:2]],
+    ("submit", "reduce", "a\0b", "--wheel", "none", "--address", "http://127.0.0.1:9"),
+    *[("pool", "start", place) for place in NOWHERE[:2]],
     *[("query", place, "SELECT 1") for place in NOWHERE],
     *[("parity", place, "goldens.json") for place in NOWHERE[:4]],
     ("toy", "card", "--models", "nowhere", "--output", "/proc/nowhere"),
@@ -96,7 +101,8 @@ def names(command, path=()):
 
 
 def test_every_command_is_among_the_invocations():
-    offline = {("doctor",), ("toy", "train")}  # take no document
+    offline = {("doctor",), ("toy", "train"), ("pool", "list"), ("pool", "stop")}  # take no document
+    offline |= {("jobs", name) for name in ("list", "status", "logs", "stop")}
     known = set(names(typer.main.get_command(app)))
     tried = {path for path in known for given in INVOCATIONS if given[: len(path)] == path}
     assert known - tried == offline

@@ -53,7 +53,7 @@ rgw_data = {folder}/rgw
 mon_data_avail_warn = 1
 mon_data_avail_crit = 1
 mon_max_pg_per_osd = 1000
-rgw_frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
+rgw_frontends = beast endpoint={host}:{port} tcp_nodelay=1
 rgw_rados_pool_pg_num_min = 4
 """
 
@@ -137,12 +137,12 @@ def moto() -> Iterator[S3Server]:
 
 
 @contextmanager
-def rados_gateway() -> Iterator[S3Server]:
-    """Ceph in a folder of its own; its processes die with this one, whatever happens."""
+def rados_gateway(host: str = "127.0.0.1") -> Iterator[S3Server]:
+    """Ceph in a folder of its own, its gateway on the address `host`; the processes die with this one."""
     folder = Path(tempfile.mkdtemp(prefix="rgw-", dir="/tmp"))  # short: the path of a Unix socket has 107 bytes
     daemons: list[subprocess.Popen[bytes]] = []
     try:
-        yield _start(folder, daemons)
+        yield _start(folder, daemons, host)
     finally:
         for daemon in reversed(daemons):
             daemon.kill()
@@ -150,12 +150,12 @@ def rados_gateway() -> Iterator[S3Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> S3Server:
+def _start(folder: Path, daemons: list[subprocess.Popen[bytes]], host: str) -> S3Server:
     port, monitor_port = _free_port(), _free_port()
     monitor, fsid = f"[v2:127.0.0.1:{monitor_port}/0]", str(uuid.uuid4())
     for name in ("mon", "osd", "rgw", "run", "log"):
         (folder / name).mkdir()
-    (folder / "ceph.conf").write_text(CONFIG.format(fsid=fsid, monitor=monitor, folder=folder, port=port))
+    (folder / "ceph.conf").write_text(CONFIG.format(fsid=fsid, monitor=monitor, folder=folder, host=host, port=port))
     environment = os.environ | {"CEPH_CONF": str(folder / "ceph.conf")}
 
     def call(command: str, timeout: float = 60) -> str:
@@ -183,11 +183,11 @@ def _start(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> S3Server:
     keys = f"--access-key={access_key} --secret-key={secret_key}"
     call(f"radosgw-admin user create --uid=probe --display-name=probe {keys}")
     daemon("radosgw", "-n", "client.rgw")
-    _wait_for(port, daemons[-1])
+    _wait_for(host, port, daemons[-1])
     version = call("radosgw --version").split()[2]
     return S3Server(
         name=f"Ceph RADOS Gateway {version}",
-        host="127.0.0.1",
+        host=host,
         port=port,
         access_key=access_key,
         secret_key=secret_key,
@@ -201,11 +201,11 @@ def _free_port() -> int:
         return port
 
 
-def _wait_for(port: int, daemon: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def _wait_for(host: str, port: int, daemon: subprocess.Popen[bytes], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until and daemon.poll() is None:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+            if probe.connect_ex((host, port)) == 0:
                 return
         time.sleep(0.1)
     raise RuntimeError(f"radosgw did not come up on port {port} (exit {daemon.poll()})")

@@ -6,6 +6,7 @@ write through `dsprobe.actors.writing`, so their tables are the same.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -15,6 +16,9 @@ from dsprobe.actors.writing import Store
 from dsprobe.errors import IncompleteRunError
 from dsprobe.experiment.plan import Plan, Shard
 from dsprobe.storage.merged_state import MergedState
+from dsprobe.telemetry.logs import log_context
+
+LOGGER = logging.getLogger("dsprobe.actors.executor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +130,8 @@ def execute(plan: Plan, store: Store, *, progress: Callable[[Progress], None]) -
         ConfigError: A running pool of that name has other resources.
     """
     ledger = Ledger(plan, missing_shards(plan, store), progress)
+    with log_context(run=plan.run_id):
+        LOGGER.info("%d of %d shards are missing", len(ledger.pending), len(plan.shards))
     if ledger.pending and plan.config.execution.executor == "ray":
         from dsprobe.actors.ray_executor import run_on_ray
 
@@ -134,7 +140,13 @@ def execute(plan: Plan, store: Store, *, progress: Callable[[Progress], None]) -
         from dsprobe.actors.local import run_locally
 
         run_locally(plan, store, ledger)
-    return ledger.report()
+    report = ledger.report()
+    with log_context(run=plan.run_id):
+        LOGGER.info(
+            "%d shards run, %d failed, %d attempts repeated, %.1f s",
+            len(report.done), len(report.failed), len(report.retried), report.wall_seconds,
+        )  # fmt: skip
+    return report
 
 
 class Ledger:
@@ -158,7 +170,7 @@ class Ledger:
         self._retried: list[Failure] = []
         self._charges: Counter[str] = Counter()
         self._trajectories = Counter(total=_rows(plan.shards), skipped=_rows(self._skipped))
-        self._progress = progress
+        self._on_progress = progress
         self._start = time.monotonic()
         self.tick()
 
@@ -195,7 +207,10 @@ class Ledger:
             attempts=self._charges[shard.id],
             traceback=traceback,
         )
-        if retry and failure.attempts <= self._plan.config.execution.retries:
+        again = retry and failure.attempts <= self._plan.config.execution.retries
+        with log_context(run=self._plan.run_id, shard=shard.id):
+            LOGGER.warning("%s, attempt %d: %s", "Repeated" if again else "Given up", failure.attempts, reason)
+        if again:
             self._retried.append(failure)
             self.pending.append(shard)
         else:
@@ -209,20 +224,23 @@ class Ledger:
 
     def tick(self) -> None:
         """Report the present state to the callback."""
-        self._progress(
-            Progress(
-                shards_total=len(self._plan.shards),
-                shards_done=len(self._done),
-                shards_skipped=len(self._skipped),
-                shards_elsewhere=len(self._elsewhere),
-                shards_failed=len(self._failed),
-                retries=len(self._retried),
-                trajectories_total=self._trajectories["total"],
-                trajectories_done=self._trajectories["done"],
-                trajectories_skipped=self._trajectories["skipped"],
-                trajectories_failed=self._trajectories["failed"],
-                elapsed_s=time.monotonic() - self._start,
-            )
+        self._on_progress(self.progress)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the execution stands."""
+        return Progress(
+            shards_total=len(self._plan.shards),
+            shards_done=len(self._done),
+            shards_skipped=len(self._skipped),
+            shards_elsewhere=len(self._elsewhere),
+            shards_failed=len(self._failed),
+            retries=len(self._retried),
+            trajectories_total=self._trajectories["total"],
+            trajectories_done=self._trajectories["done"],
+            trajectories_skipped=self._trajectories["skipped"],
+            trajectories_failed=self._trajectories["failed"],
+            elapsed_s=time.monotonic() - self._start,
         )
 
     def report(self) -> ExecutionReport:

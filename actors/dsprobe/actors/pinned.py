@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from dsprobe.config import ModelConfig
 from dsprobe.experiment.evaluated import EvaluatedBatch
@@ -17,10 +18,13 @@ class PinnedModels:
 
     Args:
         num_gpus: GPUs this process may use; with 0, models whose device is ``auto`` go to the CPU.
+        on_load: Called after a model was loaded, with its configuration and the seconds that it took.
     """
 
-    def __init__(self, num_gpus: float = 0.0) -> None:
-        self._num_gpus = num_gpus
+    def __init__(
+        self, num_gpus: float = 0.0, on_load: Callable[[ModelConfig, float], None] = lambda config, seconds: None
+    ) -> None:
+        self._num_gpus, self._on_load = num_gpus, on_load
         self._models: dict[ModelConfig, LanguageModel] = {}
         self._runners: dict[ModelConfig, ShardRunner] = {}
         self._plan: Plan | None = None
@@ -44,7 +48,9 @@ class PinnedModels:
         model = self._models.get(config)
         if model is None:
             device = "cpu" if config.device == "auto" and self._num_gpus == 0 else config.device
+            began = time.monotonic()
             model = self._models[config] = load_model(config.model_copy(update={"device": device}))
+            self._on_load(config, time.monotonic() - began)
         return model
 
     def run(self, plan: Plan, shard: Shard) -> Iterator[EvaluatedBatch]:

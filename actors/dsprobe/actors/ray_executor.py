@@ -19,16 +19,20 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
+from dsprobe.actors import meters
 from dsprobe.actors.dispatching import LOOKAHEAD, Assignment, Dispatcher, Slot
 from dsprobe.actors.executor import Ledger
+from dsprobe.actors.meters import Totals
 from dsprobe.actors.pool import ReplicaPool
 from dsprobe.actors.reducer import Job, Outcome, Reducer, outcome_of
 from dsprobe.actors.room import describe_room, room_limit
-from dsprobe.actors.session import ray_session
+from dsprobe.actors.session import LOGGER, ray_session
 from dsprobe.actors.writing import Store, describe
 from dsprobe.errors import PrerequisiteError, StorageError
 from dsprobe.experiment.plan import Plan, Shard
 from dsprobe.storage.merged_state import MergedState
+from dsprobe.telemetry.logs import log_context
+from dsprobe.telemetry.metrics import QUEUE_DEPTH, REPLICAS
 
 REPLICAS_PER_REDUCER = 4
 """A reducer writes several streams on threads; beyond a few they wait for each other in Python."""
@@ -72,7 +76,8 @@ class ShardDispatcher(Dispatcher[Shard]):
     def __init__(self, plan: Plan, store: Store, ledger: Ledger, pool: ReplicaPool) -> None:
         slots: list[Slot[Shard]] = [Slot(index, replica) for index, replica in enumerate(pool.replicas)]
         super().__init__(ledger.pending, slots, plan.config.execution.stall_s)
-        self._plan_ref = ray.put(plan)
+        self._plan_ref, self._run = ray.put(plan), plan.run_id
+        self._totals = Totals(plan.run_id)
         self._store, self._ledger, self._pool = store, ledger, pool
         self._window_bytes = plan.config.execution.window_mib << 20
         self._streams = LOOKAHEAD * min(len(slots), REPLICAS_PER_REDUCER)
@@ -96,7 +101,7 @@ class ShardDispatcher(Dispatcher[Shard]):
             return None
         reducer = self._writing[assignment] = self._reducer_for(shard)
         answer: ObjectRef[Outcome] = reducer.reduce.remote(
-            assignment.actor, Job(shard_id=shard.id, plan=self._plan_ref, shard=ray.put(shard))
+            assignment.actor, Job(run=self._run, shard_id=shard.id, plan=self._plan_ref, shard=ray.put(shard))
         )
         return answer
 
@@ -128,6 +133,8 @@ class ShardDispatcher(Dispatcher[Shard]):
 
     def start(self, slot: Slot[Shard]) -> ActorHandle[Any]:
         """Start a successor under the lost replica's name."""
+        with log_context(run=self._run, replica=slot.index):
+            LOGGER.warning("The replica is lost, and another is started")
         ray.kill(slot.actor)  # one out of reach must not keep its resources and its name
         return self._pool.replace(slot.index)
 
@@ -144,6 +151,13 @@ class ShardDispatcher(Dispatcher[Shard]):
     def tick(self) -> None:
         """Report progress."""
         self._ledger.tick()
+        starting = sum(slot.starting is not None for slot in self.slots)
+        self._show(len(self.pending), up=len(self.slots) - starting, starting=starting)
+
+    def _show(self, queue: int, **replicas: int) -> None:
+        self._totals.progress(self._ledger.progress)
+        meters.put(QUEUE_DEPTH, queue, run=self._run)
+        self._totals.show(REPLICAS, replicas, "state")
 
     def merged(self) -> MergedState:
         """Statistics of the shards that living reducers committed, merged as a tree; the reducers forget them.
@@ -164,6 +178,7 @@ class ShardDispatcher(Dispatcher[Shard]):
         """End the reducers; Ray then closes their streams, and the replicas are free again."""
         for reducer in self._reducers:
             ray.kill(reducer)
+        self._show(0, up=0, starting=0)
 
     def _reducer_for(self, shard: Shard) -> ActorHandle[Reducer]:
         """The reducer of the shard's condition, or the least busy one while that one has no thread free."""

@@ -10,6 +10,7 @@ the tables at its end.
 
 from __future__ import annotations
 
+import logging
 import threading
 import traceback
 import uuid
@@ -23,18 +24,30 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
+from dsprobe.actors import meters
 from dsprobe.actors.heartbeat import Beat
 from dsprobe.actors.window import ByteWindow, WindowStats
-from dsprobe.actors.writing import Store, describe, write_shard
+from dsprobe.actors.writing import Store, Written, describe, write_shard
 from dsprobe.errors import StorageError
 from dsprobe.experiment.evaluated import EvaluatedBatch
 from dsprobe.storage.merged_state import MergedState
+from dsprobe.telemetry.logs import configure_logging, log_context
+from dsprobe.telemetry.metrics import (
+    BATCHES_WRITTEN,
+    BYTES_WRITTEN,
+    REDUCER_LAG_SECONDS,
+    REDUCER_WAITING_BYTES,
+    SHARDS_COMMITTED,
+)
 
 if TYPE_CHECKING:
     from dsprobe.actors.replica import Replica
     from dsprobe.experiment.plan import Plan, Shard
 
 Status = Literal["done", "raised", "storage", "lost"]
+
+
+LOGGER = logging.getLogger("dsprobe.actors.reducer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +80,8 @@ def outcome_of(error: RayError) -> Outcome:
 class Job:
     """A shard to be run, by reference: the reducer looks into neither, and so imports neither torch nor models."""
 
+    run: str
+    """Run id."""
     shard_id: str
     plan: ObjectRef[Plan]
     shard: ObjectRef[Shard]
@@ -107,6 +122,7 @@ class Reducer:
     """
 
     def __init__(self, store: Store, window_bytes: int) -> None:
+        configure_logging()
         self._store = store
         self._window = ByteWindow(window_bytes)
         self._begun: set[str] = set()
@@ -133,6 +149,7 @@ class Reducer:
         if written.won:  # another driver's attempt may come from other hardware, and is read when tables are made
             with self._merging:
                 self._merged.add(job.shard_id, written.state)
+        self._count(job, written)
         return Outcome(status="done", won=written.won)
 
     @ray.method(concurrency_group="admission")
@@ -184,6 +201,16 @@ class Reducer:
                 batch = ray.get(ref)
                 yield batch
                 del batch, ref  # or its memory would still be held while the window counts it as free
-                self._window.written(gate.stream)
+                lag = self._window.written(gate.stream)
+                meters.observe(REDUCER_LAG_SECONDS, lag, run=job.run)
+                meters.add(BATCHES_WRITTEN, run=job.run)
+                meters.put(REDUCER_WAITING_BYTES, self._window.stats().waiting_bytes, run=job.run)
         finally:
             self._window.close(gate.stream)
+
+    def _count(self, job: Job, written: Written) -> None:
+        with log_context(run=job.run, shard=job.shard_id):
+            LOGGER.info("Committed, %d bytes" if written.won else "Another attempt was first, %d bytes", written.bytes)
+        if written.won:
+            meters.add(SHARDS_COMMITTED, run=job.run)
+            meters.add(BYTES_WRITTEN, written.bytes, run=job.run)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -11,6 +13,7 @@ import ray
 import torch
 from ray import ObjectRef
 
+from dsprobe.actors import meters
 from dsprobe.actors.heartbeat import Beat
 from dsprobe.actors.pinned import PinnedModels
 from dsprobe.actors.reducer import Gate
@@ -19,6 +22,10 @@ from dsprobe.config import ExecutionConfig, ModelConfig
 from dsprobe.experiment.evaluated import EvaluatedBatch
 from dsprobe.experiment.plan import Plan, Shard
 from dsprobe.models.base import LanguageModel
+from dsprobe.telemetry.logs import configure_logging, log_context
+from dsprobe.telemetry.metrics import ADMISSION_SECONDS, MODEL_LOAD_SECONDS
+
+LOGGER = logging.getLogger("dsprobe.actors.replica")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,9 +87,10 @@ class Replica:
     """
 
     def __init__(self, spec: ReplicaSpec) -> None:
+        configure_logging()
         torch.set_num_threads(spec.threads)
         self._spec = spec
-        self._models = PinnedModels(spec.num_gpus)
+        self._models = PinnedModels(spec.num_gpus, on_load=_observe_load)
         self._plan_ref: ObjectRef[Plan] | None = None
         self._plan: Plan | None = None
         self._shard_id: str | None = None
@@ -114,20 +122,26 @@ class Replica:
         self._shard_id = shard.id
         try:
             plan = self._fetch(plan_ref[0])
+            with log_context(run=plan.run_id, shard=shard.id):
+                LOGGER.info("Begins with %d trajectories of %s", len(shard.rows), shard.condition.id)
+            began = time.monotonic()
             for batch in self._models.run(plan, shard):
                 self._batches += 1
-                if not self._admitted(gate, batch):
+                meters.count_batch(batch, plan.run_id, time.monotonic() - began)
+                if not self._admitted(gate, batch, plan.run_id):
                     return
                 yield batch
+                began = time.monotonic()
         finally:
             self._shard_id = None
 
-    def _admitted(self, gate: Gate, batch: EvaluatedBatch) -> bool:
-        self._blocked = True
+    def _admitted(self, gate: Gate, batch: EvaluatedBatch, run: str) -> bool:
+        self._blocked, began = True, time.monotonic()
         try:
             return gate.admit(batch_bytes(batch))
         finally:
             self._blocked = False
+            meters.add(ADMISSION_SECONDS, time.monotonic() - began, run=run)
 
     def call(
         self,
@@ -170,3 +184,8 @@ class Replica:
             self._plan = ray.get(ref)
             self._plan_ref = ref
         return self._plan
+
+
+def _observe_load(config: ModelConfig, seconds: float) -> None:
+    LOGGER.info("Loaded model `%s` in %.1f s", config.name, seconds)
+    meters.observe(MODEL_LOAD_SECONDS, seconds, model=config.name)

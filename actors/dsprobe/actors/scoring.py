@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dsprobe.actors import meters
 from dsprobe.actors.judging import BatchFailure, judge_batches
 from dsprobe.config import ExecutionConfig, RunConfig, Spec
 from dsprobe.errors import ConfigError, IncompleteRunError, StorageError
@@ -30,6 +31,7 @@ from dsprobe.prompts.load import load_prompts
 from dsprobe.registry import validated
 from dsprobe.storage.run_store import RunStore
 from dsprobe.storage.scores import JudgeScores, committed_replies, own_judges, score_records, write_scores
+from dsprobe.telemetry.metrics import VERDICTS
 
 LOGGER = logging.getLogger("dsprobe.actors.scoring")
 
@@ -203,6 +205,7 @@ def score_judge(
     row_N = np.flatnonzero(shown(judge, _flags(run.table, "empty")))
     asking = _Asking(spec, judge, [run.replies[row] for row in row_N], cache if judge.deferred else None)
     failures = asking.ask(execution, progress)
+    _count(store.run_id, spec, asking)
     if asking.open:
         raise _incomplete(spec, asking, failures)
     verdicts, cached_N = [EMPTY] * len(run.replies), np.zeros(len(run.replies), np.bool_)
@@ -218,6 +221,11 @@ def score_judge(
         scores=_scores_table(run.table, verdicts, cached_N),
     )
     return _described(run.table, spec, judge, asking, verdicts)
+
+
+def _count(run: str, spec: Spec, asking: _Asking) -> None:
+    for source, replies in (("asked", asking.asked), ("cached", asking.hits), ("repeated", asking.repeated)):
+        meters.add(VERDICTS, replies, run=run, judge=spec.key, source=source)
 
 
 def _described(table: pa.Table, spec: Spec, judge: Judge, asking: _Asking, verdicts: Sequence[Verdict]) -> ScoredJudge:

@@ -129,7 +129,9 @@ def _describe(*, private: bool) -> Session:
     import ray
 
     context = ray.get_runtime_context()
-    url: str | None = ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
+    url: str | None = None
+    if not _is_client():
+        url = ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
     token = os.environ.get("RAY_AUTH_TOKEN_PATH")
     return Session(
         private=private,
@@ -137,6 +139,13 @@ def _describe(*, private: bool) -> Session:
         dashboard_url=f"http://{url}" if url else None,
         token_path=Path(token) if private and token else None,
     )
+
+
+def _is_client() -> bool:
+    """Whether this process is connected by Ray client (``ray://``), which has the API and nothing behind it."""
+    from ray.util.client import ray as client
+
+    return bool(client.is_connected())  # type: ignore[no-untyped-call]
 
 
 def _set_environment() -> None:

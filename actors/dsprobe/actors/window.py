@@ -83,14 +83,19 @@ class ByteWindow:
             self._peak = max(self._peak, self._total())
         return True
 
-    def written(self, stream: str) -> None:
-        """Give back the bytes of a stream's oldest batch, which needs no memory any more."""
+    def written(self, stream: str) -> float:
+        """Give back the bytes of a stream's oldest batch, which needs no memory any more.
+
+        Returns:
+            Seconds from its admission until now.
+        """
         with self._changed:
             size, admitted = self._waiting[stream].pop(0)
             lag = time.monotonic() - admitted
             self._batches, self._bytes = self._batches + 1, self._bytes + size
             self._lag_sum, self._lag_max = self._lag_sum + lag, max(self._lag_max, lag)
             self._changed.notify_all()
+        return lag
 
     def close(self, stream: str) -> None:
         """End a stream and give back what it never delivered."""

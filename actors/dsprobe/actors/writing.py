@@ -18,6 +18,10 @@ class ShardSink(Protocol):
     def state(self) -> ReducerState:
         """Statistics of what was added."""
 
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the attempt's finished files."""
+
     def add(self, batch: EvaluatedBatch) -> None:
         """Take the shard's next batch; its arrays are read-only."""
 
@@ -52,6 +56,8 @@ class Written(NamedTuple):
     """Its statistics, the same from any attempt."""
     won: bool
     """False where another driver's attempt was first, and counts."""
+    bytes: int
+    """Of its files."""
 
 
 def write_shard(store: Store, shard_id: str, batches: Iterable[EvaluatedBatch]) -> Written:
@@ -75,7 +81,7 @@ def write_shard(store: Store, shard_id: str, batches: Iterable[EvaluatedBatch]) 
         with suppress(OSError, StorageError):  # what stays behind was never committed, so nobody reads it
             writer.abort()
         raise
-    return Written(writer.state, won)
+    return Written(writer.state, won, writer.bytes_written)
 
 
 @contextmanager

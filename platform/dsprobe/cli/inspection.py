@@ -157,28 +157,27 @@ _LISTERS: dict[Kind, Callable[[], list[dict[str, str]]]] = {
 
 
 def validate(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Check a configuration and print its plan, work and disk estimate, without loading a model."""
+    """Check a configuration and print its plan, and an estimate of work, disk and money, without loading a model."""
     from dsprobe.actors.scoring import deferred_judges
+    from dsprobe.cli.preflight import work_lines
+    from dsprobe.experiment.cost import Part, total_cost
     from dsprobe.experiment.estimate import estimate
     from dsprobe.experiment.plan import resolve
 
     loaded = load(config, overrides)
     plan = resolve(loaded.config)
     deferred_judges(plan.config.judges)  # the others were built with the plan
-    work = estimate(plan)
+    work, cost = estimate(plan), total_cost([Part(plan=plan)])
     if as_json:
         emit({"run_id": plan.run_id, "conditions": [c.id for c in plan.conditions], "skipped": plan.skipped,
               "prompt_sets": {name: prompts.facts() for name, prompts in plan.prompt_sets.items()},
-              "estimate": work.to_dict(), "config": loaded.config.model_dump(mode="json"),
+              "estimate": work.to_dict(), "cost": cost.to_dict(), "config": loaded.config.model_dump(mode="json"),
               "sources": loaded.sources})  # fmt: skip
         return
     _print_plan(plan)
     _print_prompt_sets(plan)
-    print(
-        f"{len(plan.shards)} shards, {work.trajectories} trajectories, {work.forward_passes} row forward passes, "
-        f"about {work.disk_bytes / 2**20:.1f} MiB on disk"
-    )
-    print("Valid.")
+    first, *others = work_lines(work, cost)
+    print("\n".join([f"{len(plan.shards)} shards, {first}", *others, "Valid."]))
 
 
 def _print_plan(plan: Plan) -> None:

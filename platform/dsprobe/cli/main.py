@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import sys
 
@@ -17,17 +16,22 @@ from dsprobe.cli import (
     hypotheses,
     inspection,
     irreversibility,
+    jobs,
     policy,
+    pools,
+    preflight,
     reducing,
     results,
     running,
     scoring,
+    status,
+    submitting,
     sweeping,
     toy,
     transferring,
     upkeep,
 )
-from dsprobe.errors import ConfigError, DSProbeError, unknown_name
+from dsprobe.errors import ConfigError, DSProbeError
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -49,6 +53,7 @@ app.command("irreversibility", rich_help_panel="Experiments")(irreversibility.ir
 app.command("hypotheses", rich_help_panel="Experiments")(hypotheses.hypotheses)
 app.command("attack", rich_help_panel="Experiments")(attacking.attack)
 app.command("score", rich_help_panel="Results")(scoring.score)
+app.command("status", rich_help_panel="Results")(status.status)
 app.command("compact", rich_help_panel="Results")(results.compact)
 app.command("reduce", rich_help_panel="Results")(reducing.reduce)
 app.command("report", rich_help_panel="Results")(results.report)
@@ -59,6 +64,10 @@ app.command("parity", rich_help_panel="Models")(decoding.parity)
 app.add_typer(attacks.app, name="attacks", rich_help_panel="Experiments")
 app.add_typer(policy.app, name="policy", rich_help_panel="Experiments")
 app.add_typer(toy.app, name="toy", rich_help_panel="Models")
+app.command("preflight", rich_help_panel="Cluster")(preflight.preflight)
+app.add_typer(submitting.app, name="submit", rich_help_panel="Cluster")
+app.add_typer(pools.app, name="pool", rich_help_panel="Cluster")
+app.add_typer(jobs.app, name="jobs", rich_help_panel="Cluster")
 app.command("doctor", rich_help_panel="Environment")(inspection.doctor)
 
 
@@ -67,7 +76,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     _print_any_text()
     try:
-        _show_log(os.environ.get("DSPROBE_LOG", ""))
+        _begin_log()
         app()
     except ConfigError as error:
         _complain(error)
@@ -77,16 +86,11 @@ def main() -> None:
         sys.exit(EXIT_FAILED)
 
 
-def _show_log(level: str) -> None:
-    """Write dsprobe's own log, from a level such as DEBUG up, to standard error; it may hold text."""
-    levels = logging.getLevelNamesMapping()
-    if not level:
-        return
-    if level.upper() not in levels:
-        raise unknown_name("level in DSPROBE_LOG", level, levels)
-    logger = logging.getLogger("dsprobe")
-    logger.addHandler(logging.StreamHandler())
-    logger.setLevel(levels[level.upper()])
+def _begin_log() -> None:
+    if os.environ.get("DSPROBE_LOG"):  # what it imports would make every `--help` slower
+        from dsprobe.telemetry.logs import configure_logging
+
+        configure_logging()
 
 
 def _complain(error: Exception) -> None:

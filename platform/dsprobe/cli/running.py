@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dsprobe.config import ExecutionConfig
     from dsprobe.experiment.plan import Plan
     from dsprobe.storage.run_store import RunStore
+    from dsprobe.storage.status import StatusWriter
     from dsprobe.sweeps.library import Kind
 
 EXIT_INTERRUPTED = 130
@@ -72,6 +73,7 @@ def carry_out(plan: Plan, sources: Mapping[str, str], *, quiet: bool) -> tuple[R
     from dsprobe.experiment.manifest import build_manifest
     from dsprobe.storage.compaction import compact
     from dsprobe.storage.run_store import RunStore
+    from dsprobe.storage.status import reporting
 
     deferred_judges(plan.config.judges)  # what is wrong with one shows before hours of generation
     store = RunStore(absolute(plan.config.output.root), plan.run_id, s3=plan.config.output.s3)
@@ -82,11 +84,13 @@ def carry_out(plan: Plan, sources: Mapping[str, str], *, quiet: bool) -> tuple[R
             file=sys.stderr,
         )
     try:
-        with _session(plan, store, quiet=quiet):
-            outcome = _execute(plan, store, quiet=quiet)
-        if not outcome.done + outcome.skipped:
-            outcome.raise_if_incomplete()
-        score_deferred(plan, store, quiet=quiet)
+        with reporting(store.objects, "run") as status:
+            with _session(plan, store, quiet=quiet):
+                outcome = _execute(plan, store, status, quiet=quiet)
+            if not outcome.done + outcome.skipped:
+                outcome.raise_if_incomplete()
+            status.tell(stage="judging")
+            score_deferred(plan, store, quiet=quiet)
     except KeyboardInterrupt:
         print("Interrupted. Committed shards are kept; the same command resumes the run.", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -153,11 +157,12 @@ def announced_session(execution: ExecutionConfig, *, quiet: bool) -> Iterator[Se
         yield session
 
 
-def _execute(plan: Plan, store: RunStore, *, quiet: bool) -> ExecutionReport:
+def _execute(plan: Plan, store: RunStore, status: StatusWriter, *, quiet: bool) -> ExecutionReport:
     from dsprobe.actors.executor import execute
+    from dsprobe.storage.status import told
 
     with show_progress(quiet=quiet) as progress:
-        return execute(plan, store, progress=progress)
+        return execute(plan, store, progress=told(status, progress, "trajectories"))
 
 
 def _write_report(store: RunStore, show_text: bool) -> str:

@@ -70,18 +70,21 @@ def _shorthands(
 
 
 def _run(plan: SweepPlan, store: RunStore, *, quiet: bool) -> SweepResult:
+    from dsprobe.storage.status import reporting, told
     from dsprobe.sweeps.pipeline import Listener, run_sweep
 
     def stage(name: str) -> None:
+        status.tell(stage=name)
         if not quiet:
             print(f"- {name}", file=sys.stderr)
 
     shown = _Shown(quiet)
     with (
+        reporting(store.objects, "sweep") as status,
         announced_session(plan.config.experiment.execution, quiet=quiet),
         show_progress(quiet=quiet) as progress,
     ):
-        return run_sweep(plan, store, Listener(search=shown, stage=stage, run=progress))
+        return run_sweep(plan, store, Listener(search=told(status, shown, "search"), stage=stage, run=progress))
 
 
 class _Shown:

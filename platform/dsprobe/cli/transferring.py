@@ -53,7 +53,7 @@ def transfer(
     if markdown and as_json:
         raise ConfigError("--json and --markdown exclude each other.")
     changes = Changes(overrides=overrides or (), limit=limit, output=output, executor=executor)
-    store = finished(source, "transfer", changes, quiet=as_json, check=_has_both_kinds)
+    store = finished(source, "transfer", changes, quiet=as_json, check=require_both_kinds)
     study = study_transfer(read_table(store, "trajectories"), store.manifest(), run_judges(store))
     path = _report(store, show_text) if report else None
     if as_json:
@@ -65,8 +65,12 @@ def transfer(
         print(f"Report: {path}")
 
 
-def _has_both_kinds(plan: Plan) -> None:
-    """Refuse an experiment with nothing to transfer between, before it is run."""
+def require_both_kinds(plan: Plan) -> None:
+    """Refuse an experiment with nothing to transfer between, before it is run.
+
+    Raises:
+        ConfigError: It has models of one kind only.
+    """
     kinds = {facts.kind for facts in plan.models.values()}
     if kinds != {"diffusion", "autoregressive"}:
         raise ConfigError(

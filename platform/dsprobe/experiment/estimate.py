@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 
 from dsprobe.decoding.schedule import planned_steps
 from dsprobe.experiment.evaluated import Condition
@@ -39,20 +41,46 @@ def estimate(plan: Plan) -> Estimate:
     Args:
         plan: A resolved plan.
     """
-    trajectories = steps = passes = size = 0
+    return total((work, 1) for work in condition_estimates(plan).values())
+
+
+def condition_estimates(plan: Plan) -> dict[Condition, Estimate]:
+    """The same for every condition.
+
+    Args:
+        plan: A resolved plan.
+    """
+    rows: Counter[Condition] = Counter()
+    for shard in plan.shards:
+        rows[shard.condition] += len(shard.rows)
+    return {condition: _condition_estimate(plan, condition, rows[condition]) for condition in plan.conditions}
+
+
+def total(parts: Iterable[tuple[Estimate, int]]) -> Estimate:
+    """Sum of estimates.
+
+    Args:
+        parts: Each with the number of times that it is done.
+    """
+    sums: Counter[str] = Counter()
+    for work, times in parts:
+        sums.update({name: count * times for name, count in work.to_dict().items()})
+    return Estimate(**{field.name: sums[field.name] for field in fields(Estimate)})
+
+
+def _condition_estimate(plan: Plan, condition: Condition, rows: int) -> Estimate:
     recorded = plan.config.recording.sample_positions + plan.config.recording.extreme_positions
-    for condition in plan.conditions:
-        rows = sum(len(shard.rows) for shard in plan.shards if shard.condition == condition)
-        decoding = plan.decoding(condition)
-        autoregressive = plan.models[condition.model].kind == "autoregressive"
-        per_row = decoding.reply_length if autoregressive else planned_steps(decoding)
-        trajectories += rows
-        steps += rows * per_row
-        passes += rows * per_row * (2 if decoding.cfg_scale > 0 and not autoregressive else 1)
-        positions = min(rows, recorded) * per_row * decoding.reply_length
-        size += rows * (BYTES_PER_TRAJECTORY + per_row * BYTES_PER_STEP) + positions * BYTES_PER_POSITION
-        size += _raw_bytes(plan, condition, rows, per_row)
-    return Estimate(trajectories, steps, passes, size)
+    decoding = plan.decoding(condition)
+    autoregressive = plan.models[condition.model].kind == "autoregressive"
+    steps = decoding.reply_length if autoregressive else planned_steps(decoding)
+    positions = min(rows, recorded) * steps * decoding.reply_length
+    size = rows * (BYTES_PER_TRAJECTORY + steps * BYTES_PER_STEP) + positions * BYTES_PER_POSITION
+    return Estimate(
+        trajectories=rows,
+        steps=rows * steps,
+        forward_passes=rows * steps * (2 if decoding.cfg_scale > 0 and not autoregressive else 1),
+        disk_bytes=size + _raw_bytes(plan, condition, rows, steps),
+    )
 
 
 def _raw_bytes(plan: Plan, condition: Condition, rows: int, steps: int) -> int:

@@ -124,7 +124,7 @@ def build_manifest(plan: Plan, sources: Mapping[str, str]) -> dict[str, Any]:
         "not_run": plan.skipped,
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "code_revision": _revision(),
+        "code_revision": code_revision(),
         "hardware": _hardware(),
         "equality": "bit-identical on one machine and build; across devices equal up to near-ties (see `margin`)",
     }
@@ -140,7 +140,7 @@ def _prompts(plan: Plan, name: str) -> dict[str, Any]:
     return plan.prompt_sets[name].facts()
 
 
-def _revision() -> str | None:
+def code_revision() -> str | None:
     """Commit of the checkout that this code runs from; `None` for an installed wheel."""
     folder = Path(__file__).resolve().parents[3]
     if not (folder / ".git").exists():

@@ -25,6 +25,12 @@ def visible(text: str) -> str:
     return "".join(_visible_character(character) for character in text.strip(" ") or "␣")
 
 
+def visible_log(text: str) -> str:
+    """The same for logs: line breaks, tabs and blanks stay, and a carriage return becomes a line break."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(character if character in "\n\t" else _visible_character(character) for character in lines)
+
+
 def _visible_character(character: str) -> str:
     if character == "\n":
         return "⏎"

@@ -96,6 +96,11 @@ class ShardWriter:
             self._remove_files()
         return won
 
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the attempt's finished files."""
+        return sum(file.bytes for file in self._all_files().values())
+
     def abort(self) -> None:
         """Drop the attempt and its files; does nothing once `commit` has asked for the record or after an abort."""
         if self._finished:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsprobe.actors.executor import ExecutionReport, Progress, execute
+from dsprobe.actors.meters import Totals
 from dsprobe.actors.pool import ReplicaPool
 from dsprobe.config import GuardrailConfig, RunConfig
 from dsprobe.errors import ConfigError, StorageError
@@ -32,6 +33,7 @@ from dsprobe.sweeps.samplers import sampler_builder
 from dsprobe.sweeps.search import SearchProgress, search
 from dsprobe.sweeps.space import SearchSpace
 from dsprobe.sweeps.study import Study
+from dsprobe.telemetry.metrics import SWEEP_PASSES, TRIALS
 
 UNGUARDED_DIGEST = "unguarded"
 """Name of the baseline's rows in the archive."""
@@ -216,12 +218,27 @@ def _search(
         "archive": archive,
         "evaluator": evaluator,
         "baseline": baseline,
-        "on_progress": listener.search,
+        "on_progress": _metered(listener.search, store.run_id),
     }
     if config.search.searcher == "optuna_search":
         return search(config, study=None, **arguments)
     with _open_study(sweep, store) as study:
         return search(config, study=study, **arguments)
+
+
+def _metered(on_progress: Callable[[SearchProgress], None], run: str) -> Callable[[SearchProgress], None]:
+    """Show the search as metrics too."""
+    totals = Totals(run)
+
+    def report(progress: SearchProgress) -> None:
+        trials = {"total": progress.trials_total, "complete": progress.complete, "stopped": progress.stopped,
+                  "failed": progress.failed, "cached": progress.cached}  # fmt: skip
+        totals.show(TRIALS, trials, "state")
+        totals.grow(SWEEP_PASSES, progress.passes_used, kind="used")
+        totals.grow(SWEEP_PASSES, progress.passes_from_scratch - progress.passes_used, kind="saved")
+        on_progress(progress)
+
+    return report
 
 
 def _open_study(sweep: SweepPlan, store: RunStore) -> Study:

@@ -15,6 +15,7 @@ from typing import Any
 from dsprobe.actors.session import ray_session
 from dsprobe.errors import ConfigError, DSProbeError, IncompleteRunError
 from dsprobe.experiment.outcomes import RowOutcomes
+from dsprobe.metrics.pareto import non_dominated
 from dsprobe.sweeps.archive import Archive
 from dsprobe.sweeps.config import SearchConfig, SweepConfig
 from dsprobe.sweeps.evaluation import Evaluator
@@ -45,6 +46,8 @@ class SearchProgress:
     """Forward passes that they would have taken without forking and without the archive."""
     elapsed_s: float
     """Seconds since this session's start."""
+    front: tuple[tuple[float, ...], ...]
+    """Objectives of the complete trials that no other one dominates, constraints left aside."""
 
     @property
     def finished(self) -> int:
@@ -88,8 +91,17 @@ class Tally:
                 passes_used=sum(attributes["passes_used"] for attributes in ran),
                 passes_from_scratch=sum(attributes["passes_from_scratch"] for attributes in ran),
                 elapsed_s=time.monotonic() - self._start,
+                front=_front(self.trials),
             )
         )
+
+
+def _front(trials: Sequence[FinishedTrial]) -> tuple[tuple[float, ...], ...]:
+    found = [trial.values for trial in trials if trial.state == "complete" and trial.values is not None]
+    if not found:
+        return ()
+    kept_N = non_dominated(found, ["minimize"] * len(found[0]))
+    return tuple(dict.fromkeys(point for point, kept in zip(found, kept_N, strict=True) if kept))
 
 
 def search(
