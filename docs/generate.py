@@ -5,6 +5,8 @@ Both are checked in; a test holds them to the metric catalogue (`dsprobe.telemet
 
 from __future__ import annotations
 
+import itertools
+import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,6 +48,11 @@ def newest(metric: Metric, by: str) -> str:
     return f"max by ({by}) ({metric.exported}{{{RUN}}})"
 
 
+def kept(metric: Metric, by: str) -> str:
+    """A gauge of the driver that is set when a trial ends, which Ray drops long before the next one does."""
+    return f"max by ({by}) (last_over_time({metric.exported}{{{RUN}}}[30m]))"
+
+
 def level(metric: Metric, by: str) -> str:
     """A gauge summed over processes."""
     return f"sum by ({by}) ({metric.exported}{{{RUN}}})"
@@ -54,6 +61,12 @@ def level(metric: Metric, by: str) -> str:
 def quantile(metric: Metric, share: float) -> str:
     """A quantile of a histogram over five minutes."""
     return f"histogram_quantile({share}, sum by (le) (rate({metric.exported}_bucket{{{RUN}}}[5m])))"
+
+
+def load_quantile(share: float) -> str:
+    """As `quantile`; loads belong to no run, and are rare."""
+    name = catalogue.MODEL_LOAD_SECONDS.exported
+    return f"histogram_quantile({share}, sum by (le) (increase({name}_bucket[30m])))"
 
 
 ROWS: Final[dict[str, tuple[Panel, ...]]] = {
@@ -66,8 +79,15 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
     "Progress": (
         Panel("Shards", "short", {"{{run}} {{state}}": newest(catalogue.SHARDS, "run, state")}),
         Panel("Shards that wait for a replica", "short", {"{{run}}": newest(catalogue.QUEUE_DEPTH, "run")}),
+    ),
+    "Replicas and faults": (
         Panel("Replicas", "short", {"{{run}} {{state}}": newest(catalogue.REPLICAS, "run, state")}),
-        Panel("Attempts repeated after a fault, a second", "short", {"{{run}}": rate(catalogue.FAULTS_RETRIED, "run")}),
+        Panel(
+            "Attempts repeated after a fault, a second",
+            "short",
+            {"{{run}} {{reason}}": rate(catalogue.FAULTS_RETRIED, "run, reason")},
+        ),
+        Panel("Time to load a model", "s", {"95 %": load_quantile(0.95)}),
     ),
     "Guardrails": (
         Panel(
@@ -81,7 +101,7 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             {"median": quantile(catalogue.BATCH_SECONDS, 0.5), "95 %": quantile(catalogue.BATCH_SECONDS, 0.95)},
         ),
     ),
-    "Reducers and storage": (
+    "Reducers": (
         Panel(
             "Lag from finished to written",
             "s",
@@ -93,14 +113,20 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         Panel(
             "Batches that wait",
             "bytes",
-            {"{{run}}": f"sum by (run) ({catalogue.REDUCER_WAITING_BYTES.exported}{{{RUN}}})"},
+            {"{{run}}": level(catalogue.REDUCER_WAITING_BYTES, "run")},
         ),
-        Panel("Written", "Bps", {"{{run}}": rate(catalogue.BYTES_WRITTEN, "run")}),
-        Panel("Replicas waiting for reducers", "percentunit", {"{{run}}": rate(catalogue.ADMISSION_SECONDS, "run")}),
+        Panel("Replicas waiting for reducers", "short", {"{{run}}": rate(catalogue.ADMISSION_SECONDS, "run")}),
     ),
-    "Judges and sweeps": (
+    "Storage": (
+        Panel("Written", "Bps", {"{{kind}}": rate(catalogue.BYTES_WRITTEN, "kind")}),
+        Panel("Requests made again, a second", "short", {"{{run}}": rate(catalogue.STORAGE_RETRIES, "run")}),
+    ),
+    "Judges": (
         Panel("Replies judged a second", "short", {"{{judge}} {{source}}": rate(catalogue.VERDICTS, "judge, source")}),
-        Panel("Trials", "short", {"{{run}} {{state}}": newest(catalogue.TRIALS, "run, state")}),
+    ),
+    "Sweeps": (
+        Panel("Trials", "short", {"{{run}} {{state}}": kept(catalogue.TRIALS, "run, state")}),
+        Panel("Settings on the front", "short", {"{{run}}": kept(catalogue.FRONT_POINTS, "run")}),
         Panel("Forward passes of trials a second", "short", {"{{kind}}": rate(catalogue.SWEEP_PASSES, "kind")}),
     ),
 }
@@ -121,17 +147,18 @@ def dashboard_json() -> str:
             dashboard.QueryVariable("run")
             .label("Run")
             .datasource(_source())
-            .query(f"label_values({catalogue.SHARDS.exported}, run)")
+            .query(f'label_values({{__name__=~"{catalogue.PREFIX}dsprobe_.+"}}, run)')
             .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
             .multi(True)
             .include_all(True)
             .all_value(".*")
         )
     )
+    numbers = itertools.count(1)  # Grafana keeps one of several panels with one id
     for title, panels in ROWS.items():
-        board = board.with_row(dashboard.Row(title))
+        board = board.with_row(dashboard.Row(title).id(next(numbers)))
         for panel in panels:
-            board = board.with_panel(_figure(panel, width=24 // len(panels)))
+            board = board.with_panel(_figure(panel, width=24 // len(panels)).id(next(numbers)))
     return JSONEncoder(sort_keys=True, indent=2).encode(board.build()) + "\n"
 
 
@@ -153,8 +180,8 @@ def _figure(panel: Panel, width: int) -> timeseries.Panel:
         .height(8)
         .span(width)
     )
-    for label, query in panel.queries.items():
-        figure = figure.with_target(prometheus.Dataquery().expr(query).legend_format(label))
+    for letter, (label, query) in zip(string.ascii_uppercase, panel.queries.items(), strict=False):
+        figure = figure.with_target(prometheus.Dataquery().ref_id(letter).expr(query).legend_format(label))
     return figure
 
 
@@ -177,30 +204,50 @@ INTRODUCTION: Final = """\
 Every replica, reducer and driver counts what it does, and Ray serves it on each node's metrics port
 (`--metrics-export-port`, 8080 in the shipped cluster files), with and without its dashboard. Ray adds the prefix `ray_`
 and tags of its own (node, process, component). Own tags have few values; prompts and shards are never tags.
-`DSPROBE_METRICS=0` turns all of it off. Ray's own metrics (GPU memory, object store, nodes) are on the same port.
+`DSPROBE_METRICS=0` turns all of it off: set it where a private run starts, for a job with `dsprobe submit`, or where
+`ray start` runs. What it costs is in [performance](performance.md). The local executor has no Ray and no metrics.
+Ray's own metrics (GPU memory, object store, nodes) are on the same port.
 """
 
 LOADING: Final = """
-A histogram's `_sum` is approximate: Ray sums the bounds of its buckets.
+A trajectory is a prompt under one condition and sample, so prompts a second are the first line. Of a judge's replies,
+`source="cached"` are the cache's hits and `source="asked"` its misses; of a sweep's passes, `kind="saved"` are those
+that forking and the archive saved.
+
+A new number is on the port after up to ten seconds. Ray drops a gauge that nobody sets for twenty: the gauges of a run
+end with it, and those of a sweep, set after each trial, are drawn with `last_over_time`. A histogram's `_sum` is
+approximate: Ray sums the middles of its buckets.
 
 ## Prometheus
 
 [prometheus.yml](cluster/prometheus/prometheus.yml) scrapes all nodes of a cluster from the head, where Ray keeps the
 list of them up to date (`/tmp/ray/prom_metrics_service_discovery.json`), and loads
-[rules.yml](cluster/prometheus/rules.yml): a run that makes no progress, retries that rise, reducers that fall behind,
-no replica up. On the head:
+[rules.yml](cluster/prometheus/rules.yml): a run that makes no progress for 15 minutes, retries that rise, attempts lost
+to the store, a store that is asked again and again, reducers that fall behind, no replica up. On the head, and then a
+tunnel from the laptop:
 
 ```console
 $ prometheus --config.file=prometheus.yml --web.listen-address=127.0.0.1:9090
+$ ssh -N -L 9090:127.0.0.1:9090 -L 3000:127.0.0.1:3000 HEAD
 ```
 
-The metrics port asks for no token: keep it closed to the outside, as [the cluster files](cluster.md) do.
+The list is written by Ray's dashboard; with another `--temp-dir` it lies there, and without a dashboard name the nodes'
+ports under `static_configs`. The metrics port asks for no token: keep it closed to the outside, as
+[the cluster files](cluster.md) do.
 
 ## Grafana
 
-Import [dsprobe.json](cluster/grafana/dsprobe.json) (Dashboards, New, Import) and choose the Prometheus above as its
-source; `Run` at the top picks runs and sweeps. With `RAY_PROMETHEUS_HOST` and `RAY_GRAFANA_HOST` set for `ray start`,
-Ray's dashboard shows Grafana's figures beside its own.
+Add the Prometheus above as a data source, import [dsprobe.json](cluster/grafana/dsprobe.json) (Dashboards, New,
+Import), and choose the source at its top; `Run` picks runs and sweeps.
+
+Ray makes dashboards of its own, for nodes, GPUs and the object store, in its folder on the head, below
+`session_latest/metrics/grafana/dashboards`: import them the same way. Started with these variables, Ray's dashboard
+shows their figures too:
+
+```console
+$ export RAY_PROMETHEUS_HOST=http://127.0.0.1:9090 RAY_GRAFANA_HOST=http://127.0.0.1:3000
+$ export RAY_GRAFANA_IFRAME_HOST=http://127.0.0.1:3000  # where the browser reaches Grafana, through the tunnel
+```
 """
 
 

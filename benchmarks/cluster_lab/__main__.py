@@ -70,6 +70,7 @@ def _in_lab(folder: Path, arguments: argparse.Namespace, steps: list[str]) -> in
 def _keep_host_logs(lab: Lab, kept: Path) -> None:
     """Logs of Ray and of sshd, for a failure's cause."""
     for host in lab.network.hosts.values():
+        (kept / host.name).mkdir(parents=True, exist_ok=True)
         for logs in (host.folder / "tmp/ray").glob("session_2*/logs"):
             shutil.copytree(
                 logs, kept / host.name / logs.parent.name, dirs_exist_ok=True, ignore_dangling_symlinks=True

@@ -21,10 +21,10 @@ mount --bind "$folder/hosts" /etc/hosts
 mount --bind /dev/null /etc/resolv.conf # nobody answers here; without a server a look-up fails at once
 host_key=$folder/sshd/host_key
 ssh-keygen -q -t ed25519 -N '' -f "$host_key"
-exec 3>"$folder/sshd/log"
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /dev/shm # takes memory only as it is filled
-mkdir /run/sshd /run/kept
+mkdir /run/sshd /run/kept /run/log
+mount --bind "$folder/sshd" /run/log
 cp "$host_key" /run/host_key && chmod 600 /run/host_key
 mkdir /run/kept/environment /run/kept/python
 mount --move "$kept/environment" /run/kept/environment
@@ -57,6 +57,8 @@ mkdir -p /root/.config/pip
 printf '[global]\nno-index = true\ndisable-pip-version-check = true\n' >/root/.config/pip/pip.conf
 echo "export PATH=$own/bin:\$PATH" >/root/.bashrc
 echo '. "$HOME/.bashrc"' >/root/.profile
+# Everything of the machine that is not this host's own can only be read.
+mount -o remount,bind,ro /
 exec env -i PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME=/root \
     /usr/sbin/sshd -D -e -f /dev/null -h /run/host_key -o UsePAM=no -o PermitRootLogin=prohibit-password \
-    -o PasswordAuthentication=no -o PidFile=none -o StrictModes=no -o PrintMotd=no -o MaxStartups=100 2>&3
+    -o PasswordAuthentication=no -o PidFile=none -o StrictModes=no -o PrintMotd=no -o MaxStartups=100 2>/run/log/log

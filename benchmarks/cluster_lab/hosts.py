@@ -162,8 +162,7 @@ class Network:
         _ip("address", "add", f"{GATEWAY}/24", "dev", "lab")
         self.hosts = {name: self._start(name, address) for name, address in HOSTS.items()}
         for host in self.hosts.values():
-            until(lambda host=host: not subprocess.run([*host.ssh(), "true"], capture_output=True).returncode,  # type: ignore[misc]
-                  60, f"sshd of {host.name}: {host.folder / 'sshd' / 'log'}", 0.1)  # fmt: skip
+            self._await(host)
 
     @property
     def head(self) -> Host:
@@ -186,6 +185,15 @@ class Network:
         with socket.socket() as probe:
             probe.settimeout(3)
             return probe.connect_ex((address, port)) == 0
+
+    def _await(self, host: Host, seconds: float = 180.0) -> None:
+        """Wait until it lets the launcher in."""
+        ready = [*host.ssh("-o", "ConnectTimeout=5"), "true"]
+        try:
+            until(lambda: _succeeds(ready), seconds, f"sshd of {host.name}", 0.1)
+        except TimeoutError as error:
+            said = [path.read_text() for path in (host.folder / "host.log", host.folder / "sshd/log") if path.exists()]
+            raise RuntimeError(f"{error}\n{''.join(said)[-2000:]}") from None
 
     def _start(self, name: str, address: str) -> Host:
         folder = self.folder / name
@@ -221,6 +229,10 @@ def _private_launcher(folder: Path) -> None:
         _mount("-o", "remount,bind,ro", target)
     _mount("--rbind", folder / "root", "/root")
     _mount("--bind", folder / "ray", "/tmp/ray")
+
+
+def _succeeds(command: Sequence[str]) -> bool:
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _left_our_network(pid: int) -> bool:

@@ -13,15 +13,15 @@ from benchmarks.cluster_lab.hosts import CHECKOUT, HOSTS, until
 from benchmarks.cluster_lab.lab import DASHBOARD, PORTS, Lab, LabError
 
 PROMETHEUS: Final = f"http://127.0.0.1:{PORTS['prometheus']}"
-_CONFIG: Final = CHECKOUT / "docs/cluster/prometheus.yml"
+_CONFIG: Final = CHECKOUT / "docs/cluster/prometheus/prometheus.yml"
 _ENDPOINTS: Final = ("/api/version", "/api/jobs/", "/api/v0/nodes?limit=100", "/api/v0/actors?limit=100",
                      "/api/v0/tasks/summarize", "/nodes?view=summary", "/api/cluster_status")  # fmt: skip
 _QUERIES: Final = {
     "trajectories": "sum(ray_dsprobe_trajectories_total)",
     "denoising steps": "sum(ray_dsprobe_denoising_steps_total)",
     "bytes written": "sum(ray_dsprobe_bytes_written_total)",
-    "nodes": "count(count by (ip) (ray_node_cpu_count))",
 }
+_NODES: Final = "count(count by (ip) (ray_node_cpu_count))"
 
 
 def dashboard(lab: Lab) -> str:
@@ -59,12 +59,8 @@ def prometheus(lab: Lab) -> str:
     log = (lab.logs / "prometheus.log").open("ab")
     process = subprocess.Popen([*head.ssh("-tt"), command], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     lab.stack.callback(process.kill)
-    values: dict[str, float] = {}
-    for name, expression in _QUERIES.items():
-        until(lambda expression=expression: bool(_value(expression)), 180, f"Prometheus answers `{expression}`", 1.0)  # type: ignore[misc]
-        values[name] = _value(expression)
-    if values["nodes"] != len(HOSTS):
-        raise LabError(f"Prometheus scrapes {values['nodes']:.0f} nodes, not {len(HOSTS)}.")
+    until(lambda: _value(_NODES) == len(HOSTS), 180, f"Prometheus scrapes {len(HOSTS)} nodes", 1.0)
+    values = {name: _awaited(expression) for name, expression in _QUERIES.items()}
     lab.figures["metrics"] = values
     shown = ", ".join(f"{name} {value:,.0f}" for name, value in values.items())
     return f"Prometheus scrapes all nodes and answers: {shown}"
@@ -86,6 +82,12 @@ def client_status(token: str) -> str:
         except grpc.RpcError as error:
             return str(error.code().name)
     return "OK"
+
+
+def _awaited(expression: str) -> float:
+    """Value of an instant query that is not 0, once there is one."""
+    until(lambda: bool(_value(expression)), 180, f"Prometheus answers `{expression}`", 1.0)
+    return _value(expression)
 
 
 def _value(expression: str) -> float:

@@ -63,8 +63,8 @@ class MeasuredWriter:
         return self._writer.state
 
     @property
-    def bytes_written(self) -> int:
-        """Bytes of the finished files."""
+    def bytes_written(self) -> dict[str, int]:
+        """Bytes of the finished files by kind."""
         return self._writer.bytes_written
 
     def add(self, batch: EvaluatedBatch) -> None:

@@ -59,7 +59,7 @@ class SimulatedReplica:
                 dropped = self._changed.wait_for(lambda: self._run != shard.run, timeout=seconds)
             end = events.now()
             events.add(DROPPED if dropped else GENERATED, start=start, end=end, bytes=size, replica=os.getpid())
-            if dropped or not gate.admit(size):
+            if dropped or not gate.admit(size, shared=False):
                 return
             events.add(ADMITTED, start=end, end=events.now(), bytes=size)
             self._batches += 1
@@ -109,11 +109,17 @@ class SimulatedPool:
     def __init__(self, spec: ReplicaSpec, events: EventLog) -> None:
         self.spec, self._events = spec, events
         self.replicas: list[ActorHandle[SimulatedReplica]] = []
+        self.pending: dict[int, ActorHandle[SimulatedReplica]] = {}
 
-    def replace(self, index: int) -> ActorHandle[SimulatedReplica]:
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the replicas."""
+        return list(range(len(self.replicas)))
+
+    def restart(self, number: int) -> ActorHandle[SimulatedReplica]:
         """Start a successor of one that died."""
-        self.replicas[index] = self._start()
-        return self.replicas[index]
+        self.replicas[number] = self._start()
+        return self.replicas[number]
 
     def first(self, replicas: int) -> SimulatedPool:
         """A pool of the first so many of these replicas; missing ones are started, and answer when this returns."""

@@ -56,7 +56,8 @@ class ModelConfig(Strict):
     name: str
     """Label in results; also the embedded model's name when `path` is not given."""
     path: str | None = None
-    """Local folder or hub id; `None` picks the embedded model called `name`."""
+    """Local folder, hub id, or URL such as `s3://bucket/models/dream`, whose weights are fetched once per machine;
+    `None` picks the embedded model called `name`."""
     revision: str | None = None
     """Commit hash of the hub repository; required for hub ids."""
     family: Literal["auto", "dream", "llada", "causal"] = "auto"
@@ -317,7 +318,14 @@ class ExecutionConfig(Strict):
     """Ray address; `local` starts a private instance."""
     pool: str = "dsprobe"
     """Name of the replica pool; a running pool of that name is reused."""
+    pool_idle_s: float = Field(default=1800.0, ge=0.0)
+    """Seconds without work after which a pool on a cluster is ended and its nodes are free; 0 never. A private
+    instance's pool ends with it."""
     replicas: int = Field(default=1, ge=1)
+    """Replicas wanted."""
+    min_replicas: int | None = Field(default=None, ge=1)
+    """Replicas that are enough to begin with: the others join when there is room for them, and those that have nothing
+    left to do at the end of a run are given back. All of them unless given."""
     num_gpus: float = Field(default=0.0, ge=0.0)
     """GPUs per replica; 0 runs on the CPU."""
     num_cpus: float = Field(default=1.0, ge=0.0)
@@ -336,6 +344,19 @@ class ExecutionConfig(Strict):
     """MiB of finished batches that may wait for a reducer; then its replicas wait for it."""
     cost: CostConfig = CostConfig()
     """Assumptions of cost estimates."""
+
+    @model_validator(mode="after")
+    def _least_is_not_above_wanted(self) -> ExecutionConfig:
+        if (self.min_replicas or 1) > self.replicas:
+            raise ConfigError(
+                f"execution.min_replicas is {self.min_replicas}. Allowed: 1 to {self.replicas}, the replicas."
+            )
+        return self
+
+    @property
+    def least_replicas(self) -> int:
+        """Replicas that are enough to begin with."""
+        return min(self.replicas, self.min_replicas or self.replicas)
 
 
 class S3Config(Strict):

@@ -73,7 +73,7 @@ class FileWriter:
     shard_id: str
     digests: list[str] = field(default_factory=list)
     state: ReducerState = field(default_factory=lambda: ReducerState(0.5))
-    bytes_written: int = 0
+    bytes_written: dict[str, int] = field(default_factory=dict)
 
     def add(self, batch: EvaluatedBatch) -> None:
         time.sleep(self.store.add_seconds)

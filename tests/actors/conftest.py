@@ -26,10 +26,16 @@ def judging_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield from quiet_ray("tests.actors.judge_world.install", tmp_path_factory.mktemp("world"))
 
 
+def keep_auth_mode() -> None:
+    """Go without a token, unless this process has used one before: Ray looks only once in the life of a process."""
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+
 def quiet_ray(setup_hook: str, folder: Path) -> Iterator[None]:
     import ray
 
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    keep_auth_mode()
     os.environ[actor_store.LOG] = str(folder / "events.log")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     ray.init(

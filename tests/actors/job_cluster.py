@@ -60,6 +60,7 @@ def job_cluster(*options):
         start = [*(["unshare", "-pf", "--mount-proc", "--kill-child"] if alone else []), BIN / "ray", "start", "--head",
                  "--block", "--port=0", f"--dashboard-port={cluster.address.rpartition(':')[2]}",
                  f"--temp-dir={folder}/r", "--num-cpus=4", "--object-store-memory=100000000", *options]  # fmt: skip
+        # Ray's client server forks beside gRPC's threads, whose own handlers of forks end the child now and then.
         env = dsprobe_env(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), GRPC_ENABLE_FORK_SUPPORT="0")
         with Path(folder, "head.log").open("w") as log:
             head = subprocess.Popen(start, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

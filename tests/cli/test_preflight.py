@@ -124,7 +124,9 @@ CPU, GPU = {"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0}
 )
 def test_resources_now_or_by_the_autoscaler(nodes, limits, asked, state, says):
     known = limits and Limits(
-        types=[NodeType(name=name, resources=has, most=most) for name, has, most in limits], most=5, source="a file"
+        types=[NodeType(name=name, resources=has, most=most, addable=most) for name, has, most in limits],
+        most=5,
+        source="a file",
     )
     found = judged(ExecutionConfig(**asked), nodes, known, "the nodes that are up", None)
     assert (found.state, says in found.detail) == (state, True), found.detail

@@ -110,10 +110,13 @@ def test_options_of_ray_start_exist(cluster):
     assert used <= known
 
 
-def test_only_ssh_is_open_and_not_to_everybody():
-    rules = read(RAY_UP["cluster.yaml"])["provider"]["security_group"]["IpPermissions"]
-    assert [(rule["FromPort"], rule["ToPort"]) for rule in rules] == [(22, 22)]
-    assert all(source["CidrIp"].endswith("/32") for rule in rules for source in rule["IpRanges"])
+def test_no_rule_of_rays_opens_ssh_to_everybody():
+    from ray.autoscaler._private.aws import config as aws
+
+    # Whatever rules a file gives, Ray adds its own, and none to a group that has rules: so the user's group has them.
+    assert aws._create_default_ssh_inbound_rules()[0]["IpRanges"] == [{"CidrIp": "0.0.0.0/0"}]
+    assert read(RAY_UP["cluster.yaml"])["provider"]["security_group"] == {"GroupName": "dsprobe"}
+    assert "authorize-security-group-ingress" in RAY_UP["cluster.yaml"].read_text()
 
 
 def test_the_metadata_service_asks_for_a_session_token():

@@ -80,7 +80,7 @@ INVOCATIONS = [
     *[("gc", place) for place in NOWHERE[:4]],
     *[("verify", place) for place in NOWHERE[:4]],
     *[("report", place) for place in NOWHERE],
-    *[("status", place) for place in NOWHERE],
+    *[(command, place) for command in ("status", "trace") for place in NOWHERE],
     *[("preflight", place) for place in NOWHERE[:4]],
     *[("submit", kind, place) for kind in ("run", "sweep", "transfer") for place in NOWHERE[:2]],
     ("submit", "reduce", "a\0b", "--wheel", "none", "--address", "http://127.0.0.1:9"),

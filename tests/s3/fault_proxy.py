@@ -13,6 +13,7 @@ Kinds of fault:
 * ``lost``: the server carries the request out, then the connection is reset instead of an answer.
 * ``late``: the server carries the request out, its answer comes `late_s` later (past the client's patience).
 * ``truncate``: half of the answer's body, then the end of the connection. Only where there is a body.
+* ``damage``: a byte in the middle of the answer's body is another. Only where there is a body.
 * ``delay``: the request is held back for `delay_s`, nothing else.
 """
 
@@ -30,7 +31,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
-KINDS = ("error_409", "error_500", "error_503", "reset", "lost", "late", "truncate", "delay")
+KINDS = ("error_409", "error_500", "error_503", "reset", "lost", "late", "truncate", "damage", "delay")
 _CODES = {
     "error_409": (409, "ConditionalRequestConflict"),
     "error_500": (500, "InternalError"),
@@ -175,8 +176,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "delay":
             time.sleep(self.faults.delay_s)
         status, reason, headers, answer = self._ask(body)
-        if fault == "truncate" and (len(answer) < 2 or self.command == "HEAD"):
+        if fault in ("truncate", "damage") and (len(answer) < 2 or self.command == "HEAD"):
             fault = ""
+        if fault == "damage":
+            middle = len(answer) // 2
+            answer = answer[:middle] + bytes([answer[middle] ^ 1]) + answer[middle + 1 :]
         self.faults.note(self.command, self.path, fault)
         if fault == "lost":
             self._reset()

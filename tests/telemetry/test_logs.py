@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
-from dsprobe.errors import ConfigError
-from dsprobe.telemetry.logs import configure_logging, log_context
+from dsprobe.actors.writing import describe, without_text
+from dsprobe.errors import ConfigError, StorageError
+from dsprobe.telemetry.logs import configure_logging, log_context, log_variables
 
 PROGRAM = """
 import logging, sys
@@ -92,3 +93,41 @@ def test_facts_belong_to_their_thread():
 def test_a_wrong_setting_is_named(environ, match):
     with pytest.raises(ConfigError, match=match):
         configure_logging(environ)
+
+
+ACTOR = """
+import logging
+from dsprobe.telemetry.logs import begin_actor, log_context
+begin_actor("replica", "dsprobe:1")
+import threading
+with log_context(run="r"):
+    thread = threading.Thread(target=logging.getLogger("dsprobe.x").info, args=("beside\\x1b[2J",))
+    thread.start()
+    thread.join()
+"""
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [("text", "beside⟨001B⟩[2J [replica=dsprobe:1]"), ("json", '"message": "beside\\u001b[2J"')],
+)
+def test_all_threads_of_an_actor_name_it_and_control_characters_do_nothing(form, expected):
+    environ = {"PATH": "/usr/bin", "DSPROBE_LOG": "INFO", "DSPROBE_LOG_FORMAT": form}
+    ran = subprocess.run([sys.executable, "-c", ACTOR], env=environ, capture_output=True, text=True, check=True)
+    assert expected in ran.stderr
+    assert "dsprobe:1" in ran.stderr
+
+
+def test_other_processes_log_as_this_one():
+    assert log_variables({"DSPROBE_LOG": "INFO", "DSPROBE_LOG_FORMAT": "", "HF_TOKEN": "x"}) == {"DSPROBE_LOG": "INFO"}
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("cannot parse `a reply`\nof two lines"), "ValueError"),
+        (StorageError("Shard `x` could not be written: full"), "Shard `x` could not be written: full"),
+    ],
+)
+def test_reasons_in_logs_hold_no_text_of_unexpected_errors(error, expected):
+    assert without_text(describe(error)) == expected

@@ -18,6 +18,8 @@ BOOTSTRAP_FILE: Final = Path("~/ray_bootstrap_config.yaml")
 
 _ACCELERATOR: Final = "accelerator_type:"
 _MANY: Final = 10**6
+ROUNDING: Final = 1e-9
+"""Of resources: five fifths of a card are one."""
 
 Resources = Mapping[str, float]
 
@@ -30,6 +32,8 @@ class NodeType:
     resources: Resources
     most: int
     """Nodes of this type at most, those that are up included."""
+    addable: int
+    """Likewise without the head, which is never started by an autoscaler."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +92,7 @@ def judged(
         gpu: The cluster's card.
     """
     wanted = execution.replicas
-    least = getattr(execution, "min_replicas", None) or wanted
+    least = execution.least_replicas
     now = sum(room(node, execution) for node in nodes)
     later = max(now, _grown(limits, execution)) if limits else now
     each = f"{execution.num_cpus:g} CPU and {execution.num_gpus:g} GPU each"
@@ -110,7 +114,9 @@ def room(node: Resources, execution: ExecutionConfig) -> int:
         execution: What a replica takes.
     """
     needed = {"CPU": execution.num_cpus, "GPU": execution.num_gpus}
-    return min((int(node.get(name, 0) / amount + 1e-9) for name, amount in needed.items() if amount > 0), default=_MANY)
+    return min(
+        (int(node.get(name, 0) / amount + ROUNDING) for name, amount in needed.items() if amount > 0), default=_MANY
+    )
 
 
 def autoscaler_limits() -> Limits | None:
@@ -123,7 +129,12 @@ def autoscaler_limits() -> Limits | None:
     reported = state.get_cluster_config()
     if reported is not None and reported.node_group_configs:
         types = [
-            NodeType(name=group.name, resources=dict(group.resources), most=_unbounded(group.max_count))
+            NodeType(
+                name=group.name,
+                resources=dict(group.resources),
+                most=_unbounded(group.max_count),
+                addable=_unbounded(group.max_count),
+            )
             for group in reported.node_group_configs
         ]
         return Limits(types=types, most=_MANY, source="as the autoscaler reports")
@@ -147,9 +158,10 @@ def limits_of_file(path: Path) -> Limits:
 
 def _node_type(name: str, facts: Mapping[str, Any], content: Mapping[str, Any]) -> NodeType:
     head = name == content.get("head_node_type")
-    most = 1 if head else int(facts.get("max_workers", content.get("max_workers", 0)))
+    addable = 0 if head else int(facts.get("max_workers", content.get("max_workers", 0)))
+    addable = min(addable, int(content.get("max_workers", _MANY)))
     resources = {key: float(amount) for key, amount in (facts.get("resources") or {}).items()}
-    return NodeType(name=name, resources=resources, most=most)
+    return NodeType(name=name, resources=resources, most=1 if head else addable, addable=addable)
 
 
 def _grown(limits: Limits, execution: ExecutionConfig) -> int:

@@ -9,16 +9,35 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dsprobe.actors.writing import Store
+from dsprobe.actors.writing import Store, without_text
 from dsprobe.errors import IncompleteRunError
 from dsprobe.experiment.plan import Plan, Shard
 from dsprobe.storage.merged_state import MergedState
 from dsprobe.telemetry.logs import log_context
 
 LOGGER = logging.getLogger("dsprobe.actors.executor")
+
+CONDITIONS_SHOWN = 50
+"""Conditions whose progress is told one by one; of a larger plan only the whole is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolState:
+    """What an execution's dispatcher sees: counts of shards and replicas."""
+
+    queued: int
+    """Shards that wait for a replica."""
+    inflight: int
+    """Shards that replicas have: under way, or next."""
+    replicas_up: int
+    """Replicas that take shards."""
+    replicas_pending: int
+    """Replicas that are coming up, or for which there is no room yet."""
+    replicas_draining: int
+    """Replicas on nodes that are about to go: they end what they have, and get no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +61,16 @@ class Progress:
     trajectories_skipped: int
     trajectories_failed: int
     elapsed_s: float
+    bytes_written: int = 0
+    """Of the shards that this execution committed."""
+    lag_s: float = 0.0
+    """Seconds from a finished batch to a written one, mean of the reducer that committed last; 0 without reducers."""
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """Why attempts were repeated or shards given up → how often; without texts."""
+    conditions: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Condition id → shards committed by anyone, of how many; empty where there are more than `CONDITIONS_SHOWN`."""
+    pool: PoolState | None = None
+    """Of an execution on Ray."""
 
     @property
     def rate(self) -> float:
@@ -129,9 +158,13 @@ def execute(plan: Plan, store: Store, *, progress: Callable[[Progress], None]) -
         PrerequisiteError: Ray or the resources asked for are not there.
         ConfigError: A running pool of that name has other resources.
     """
-    ledger = Ledger(plan, missing_shards(plan, store), progress)
     with log_context(run=plan.run_id):
-        LOGGER.info("%d of %d shards are missing", len(ledger.pending), len(plan.shards))
+        return _execute(plan, store, progress)
+
+
+def _execute(plan: Plan, store: Store, progress: Callable[[Progress], None]) -> ExecutionReport:
+    ledger = Ledger(plan, missing_shards(plan, store), progress)
+    LOGGER.info("%d of %d shards are missing", len(ledger.pending), len(plan.shards))
     if ledger.pending and plan.config.execution.executor == "ray":
         from dsprobe.actors.ray_executor import run_on_ray
 
@@ -141,11 +174,10 @@ def execute(plan: Plan, store: Store, *, progress: Callable[[Progress], None]) -
 
         run_locally(plan, store, ledger)
     report = ledger.report()
-    with log_context(run=plan.run_id):
-        LOGGER.info(
-            "%d shards run, %d failed, %d attempts repeated, %.1f s",
-            len(report.done), len(report.failed), len(report.retried), report.wall_seconds,
-        )  # fmt: skip
+    LOGGER.info(
+        "%d shards run, %d failed, %d attempts repeated, %.1f s",
+        len(report.done), len(report.failed), len(report.retried), report.wall_seconds,
+    )  # fmt: skip
     return report
 
 
@@ -169,28 +201,43 @@ class Ledger:
         self._failed: list[tuple[Shard, Failure]] = []
         self._retried: list[Failure] = []
         self._charges: Counter[str] = Counter()
+        self._requeued: set[str] = set()
+        self._reasons: Counter[str] = Counter()
+        self._bytes, self._lag_s = 0, 0.0
+        self._by_condition = Counter(shard.condition.id for shard in plan.shards)
+        self._settled = Counter(shard.condition.id for shard in self._skipped)
         self._trajectories = Counter(total=_rows(plan.shards), skipped=_rows(self._skipped))
         self._on_progress = progress
+        self._pool: PoolState | None = None
         self._start = time.monotonic()
         self.tick()
 
-    def done(self, shard: Shard) -> None:
-        """Record a committed shard."""
+    def done(self, shard: Shard, *, bytes_written: int = 0, lag_s: float = 0.0) -> None:
+        """Record a committed shard.
+
+        Args:
+            shard: The shard.
+            bytes_written: Of its files.
+            lag_s: See `Progress.lag_s`.
+        """
         self._done.append(shard)
+        self._settled[shard.condition.id] += 1
+        self._bytes, self._lag_s = self._bytes + bytes_written, lag_s
         self._trajectories["done"] += len(shard.rows)
         self.tick()
 
     def elsewhere(self, shard: Shard) -> None:
         """Record a shard that another driver of the same run committed meanwhile."""
-        if self._charges[shard.id]:  # or an attempt of this one, whose answer was lost
+        if self._charges[shard.id] or shard.id in self._requeued:  # or an attempt of this one, whose answer was lost
             self.done(shard)
             return
         self._skipped.append(shard)
         self._elsewhere.append(shard)
+        self._settled[shard.condition.id] += 1
         self._trajectories["skipped"] += len(shard.rows)
         self.tick()
 
-    def failed(self, shard: Shard, reason: str, *, retry: bool, traceback: str = "") -> None:
+    def failed(self, shard: Shard, reason: str, *, retry: bool, traceback: str = "") -> bool:
         """Record a failed attempt, and queue the shard again if it may be and attempts are left.
 
         Args:
@@ -198,6 +245,9 @@ class Ledger:
             reason: One line for the user.
             retry: Whether another attempt could end differently (a lost process, a storage error).
             traceback: Where it raised.
+
+        Returns:
+            Whether it is queued again.
         """
         self._charges[shard.id] += 1
         failure = Failure(
@@ -207,9 +257,12 @@ class Ledger:
             attempts=self._charges[shard.id],
             traceback=traceback,
         )
+        shown = without_text(reason)
+        self._reasons[shown] += 1
         again = retry and failure.attempts <= self._plan.config.execution.retries
         with log_context(run=self._plan.run_id, shard=shard.id):
-            LOGGER.warning("%s, attempt %d: %s", "Repeated" if again else "Given up", failure.attempts, reason)
+            LOGGER.warning("%s, attempt %d: %s", "Repeated" if again else "Given up", failure.attempts, shown)
+            LOGGER.debug("%s\n%s", reason, traceback)
         if again:
             self._retried.append(failure)
             self.pending.append(shard)
@@ -217,13 +270,20 @@ class Ledger:
             self._failed.append((shard, failure))
             self._trajectories["failed"] += len(shard.rows)
         self.tick()
+        return again
 
     def requeue(self, shard: Shard) -> None:
         """Queue a shard again that was lost through no fault of its own."""
+        self._requeued.add(shard.id)
         self.pending.append(shard)
 
-    def tick(self) -> None:
-        """Report the present state to the callback."""
+    def tick(self, pool: PoolState | None = None) -> None:
+        """Report the present state to the callback.
+
+        Args:
+            pool: What has changed on Ray; the last one stays.
+        """
+        self._pool = pool or self._pool
         self._on_progress(self.progress)
 
     @property
@@ -241,7 +301,17 @@ class Ledger:
             trajectories_skipped=self._trajectories["skipped"],
             trajectories_failed=self._trajectories["failed"],
             elapsed_s=time.monotonic() - self._start,
+            bytes_written=self._bytes,
+            lag_s=self._lag_s,
+            reasons=dict(self._reasons),
+            conditions=self._conditions(),
+            pool=self._pool,
         )
+
+    def _conditions(self) -> dict[str, tuple[int, int]]:
+        if len(self._by_condition) > CONDITIONS_SHOWN:
+            return {}
+        return {name: (self._settled[name], total) for name, total in self._by_condition.items()}
 
     def report(self) -> ExecutionReport:
         """The result so far."""

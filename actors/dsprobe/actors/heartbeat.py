@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class Beat:
     """False while it has nothing to do, or waits for others."""
     count: int
     """Grows with every finished piece of work."""
+    stall_s: float | None = None
+    """Seconds that its work may take by its owner's word, which may be somebody else; 0 without a limit."""
 
 
 @dataclass(slots=True)
@@ -67,17 +70,26 @@ class Heartbeats:
         return found
 
     def _hangs(self, actor: ActorHandle[Any], pulse: _Pulse, now: float) -> bool:
-        if pulse.question is not None:
-            self._listen(pulse, now)
-        elif now - pulse.asked >= min(ASK_EVERY_S, self._answer_s / 4):
-            pulse.question, pulse.asked = actor.beat.remote(), now
-        unanswered = pulse.question is not None and now - pulse.asked > self._answer_s
-        return unanswered or (pulse.last.at_work and now - pulse.since > self._stall_s)
+        if pulse.question is None:
+            if now - pulse.asked >= min(ASK_EVERY_S, self._answer_s / 4):
+                pulse.question, pulse.asked = actor.beat.remote(), now
+            return False
+        if not self._listen(pulse, now):
+            return now - pulse.asked > self._answer_s
+        # Judged by a fresh answer alone: this process may itself have been stopped for long.
+        return pulse.last.at_work and now - pulse.since > self._limit_s(pulse.last)
 
-    def _listen(self, pulse: _Pulse, now: float) -> None:
+    def _limit_s(self, beat: Beat) -> float:
+        """Whose work it is says how long it may take; nobody's impatience ends another's."""
+        if beat.stall_s is None:
+            return self._stall_s
+        return max(self._stall_s, beat.stall_s) if beat.stall_s else math.inf
+
+    def _listen(self, pulse: _Pulse, now: float) -> bool:
+        """Take an answer, if there is one."""
         ready, _ = ray.wait([pulse.question], timeout=0)
         if not ready:
-            return
+            return False
         try:
             beat: Beat = ray.get(ready[0])
         except RayError:  # dead, which the work it had will say
@@ -85,6 +97,7 @@ class Heartbeats:
         if beat != pulse.last:
             pulse.last, pulse.since = beat, now
         pulse.question, pulse.asked = None, now
+        return True
 
 
 def _new(now: float) -> _Pulse:

@@ -23,6 +23,9 @@ from dsprobe.untrusted import is_secret_name, refuse_secrets
 PASSED: Final = ("HF_HUB_OFFLINE", "DSPROBE_*", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
 """Environment variables that go with a job, where they are set; others by name."""
 
+OF_A_MACHINE: Final = ("DSPROBE_CACHE", "DSPROBE_WEIGHTS*")
+"""Those of them that do not: they name places and room on the machine where they are set."""
+
 JOB_VERSION: Final = "DSPROBE_JOB_VERSION"
 """Environment variable of a job: the version that submitted it."""
 
@@ -61,8 +64,10 @@ def job_environment(environ: Mapping[str, str], names: Sequence[str] = ()) -> di
     Raises:
         ConfigError: A name is not set, or is one that holds a secret; its value is not shown.
     """
-    passed = {name: value for name, value in environ.items() if any(fnmatch.fnmatchcase(name, p) for p in PASSED)}
-    passed = {name: value for name, value in passed.items() if not is_secret_name(name)}
+    passed = {name: value for name, value in environ.items() if _matches(name, PASSED)}
+    passed = {
+        name: value for name, value in passed.items() if not is_secret_name(name) and not _matches(name, OF_A_MACHINE)
+    }
     for name in names:
         if is_secret_name(name):
             raise ConfigError(
@@ -73,6 +78,10 @@ def job_environment(environ: Mapping[str, str], names: Sequence[str] = ()) -> di
             raise ConfigError(f"--env {name}: there is no such variable here.")
         passed[name] = environ[name]
     return passed
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def submission(request: JobRequest, job_id: str) -> dict[str, Any]:

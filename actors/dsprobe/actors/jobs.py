@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dsprobe.actors.job_request import PREFIX, JobRequest, next_id, submission
 from dsprobe.actors.job_server import connect, reaching
-from dsprobe.errors import ConfigError
+from dsprobe.errors import ConfigError, PrerequisiteError
+from dsprobe.untrusted import redacted
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -23,6 +24,8 @@ EXIT_INTERRUPTED: Final = 130
 _KNOWN_EXITS: Final = (0, 1, 2, EXIT_INTERRUPTED)
 _POLL_S: Final = 0.5
 _RECONNECT_S: Final = 2.0
+_PATIENCE_S: Final = 120.0
+"""How long a server that does not answer is asked again while a job is followed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,13 +170,24 @@ class Jobs:
         self.get(job_id)
         while True:
             shown = asyncio.run(self._tail(job_id, shown, write))
-            record = self.get(job_id)
+            record = self._get_again(job_id)
             if record.finished:
                 rest = self.logs(job_id)[shown:]
                 if rest:
                     write(rest)
                 return record
             time.sleep(_RECONNECT_S if shown else _POLL_S)
+
+    def _get_again(self, job_id: str) -> JobRecord:
+        """One job; a tunnel that is down for a while is waited for."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return self.get(job_id)
+            except PrerequisiteError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_RECONNECT_S)
 
     async def _tail(self, job_id: str, shown: int, write: Callable[[str], None]) -> int:
         """Follow one connection; returns the characters passed on so far, those of earlier connections included."""
@@ -197,7 +211,7 @@ def _record(job: JobDetails) -> JobRecord:
         status=str(job.status.value),
         metadata=dict(job.metadata or {}),
         entrypoint=job.entrypoint,
-        message=job.message or "",
+        message=redacted(job.message or ""),
         started=job.start_time / 1000 if job.start_time else None,
         ended=job.end_time / 1000 if job.end_time else None,
         driver_exit=job.driver_exit_code,

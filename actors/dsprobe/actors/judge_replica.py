@@ -11,6 +11,7 @@ from dsprobe.actors.heartbeat import Beat
 from dsprobe.actors.judging import answered
 from dsprobe.config import Spec
 from dsprobe.judges import JUDGES, Judge, Reply, Verdict
+from dsprobe.telemetry.logs import begin_actor
 
 
 class JudgeReplica:
@@ -23,6 +24,7 @@ class JudgeReplica:
     """
 
     def __init__(self, judge: Spec) -> None:
+        begin_actor("judge", judge.key)
         self._spec = judge
         self._judge: Judge | None = None
         self._batches = 0

@@ -13,11 +13,12 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from dsprobe.actors.dispatching import Assignment, Dispatcher, Slot
+from dsprobe.actors.dispatching import START_LIMIT_S, Assignment, Dispatcher, Slot
 from dsprobe.actors.judge_replica import JudgeReplica
 from dsprobe.actors.judging import Batches, BatchFailure, Done, blame
+from dsprobe.actors.placement import spread, without_gpu
 from dsprobe.actors.replica import ReplicaSpec
-from dsprobe.actors.room import await_room, describe_room, room_limit
+from dsprobe.actors.room import GROWTH_LIMIT_S, await_room, describe_room, may_grow, room_limit
 from dsprobe.actors.session import ray_session
 from dsprobe.config import ExecutionConfig, Spec
 from dsprobe.errors import DSProbeError
@@ -54,24 +55,28 @@ class JudgeDispatcher(Dispatcher[int]):
         self._charges: Counter[int] = Counter()
         self.failures: list[BatchFailure] = []
         """Batches without verdicts."""
-        super().__init__(deque(range(len(batches))), (), execution.stall_s)
+        self._least, self._grows = execution.least_replicas, may_grow(execution)
+        patience_s = GROWTH_LIMIT_S if self._grows else START_LIMIT_S
+        super().__init__(deque(range(len(batches))), (), execution.stall_s, patience_s)
         self._room_limit_s = room_limit(execution)
 
     def bring_up(self, replicas: int) -> None:
         """Start replicas; `close` ends those that were, also where a later one cannot be.
 
         Raises:
-            PrerequisiteError: There is no room for them.
+            PrerequisiteError: There is no room for enough of them, and the cluster does not grow.
         """
-        await_room(
-            "the judge's replicas",
-            self._spec,
-            replicas,
-            lambda: replicas,
-            limit_s=self._room_limit_s,
-            remedy="Ask for fewer (--replicas, --num-gpus), stop other pools, or judge in this process "
-            "(--executor local).",
-        )
+        least = min(self._least, replicas)
+        if not self._grows:
+            await_room(
+                "the judge's replicas",
+                self._spec,
+                least,
+                lambda: least,
+                limit_s=self._room_limit_s,
+                remedy="Ask for fewer (--replicas, --num-gpus), stop other pools, or judge in this process "
+                "(--executor local).",
+            )
         for index in range(replicas):
             self.slots.append(self._new_slot(index))
 
@@ -98,7 +103,7 @@ class JudgeDispatcher(Dispatcher[int]):
     def start(self, slot: Slot[int]) -> ActorHandle[Any]:
         """Start a successor."""
         ray.kill(slot.actor)  # an unreachable one must not keep its resources
-        return self._new_replica()
+        return self._new_replica(slot.index)
 
     def explain(self) -> str:
         """Which judge, and what the cluster has."""
@@ -118,16 +123,17 @@ class JudgeDispatcher(Dispatcher[int]):
             self.pending.append(number)
 
     def _new_slot(self, index: int) -> Slot[int]:
-        replica = self._new_replica()
+        replica = self._new_replica(index)
         return Slot(index, replica, starting=replica.ping.remote())
 
-    def _new_replica(self) -> ActorHandle[Any]:
+    def _new_replica(self, index: int) -> ActorHandle[Any]:
         remote: Any = ray.remote  # its type hints do not know concurrency groups
         handle: ActorHandle[JudgeReplica] = (
             remote(concurrency_groups={"control": 1})(JudgeReplica)
             .options(
                 num_gpus=self._spec.num_gpus,
                 num_cpus=self._spec.num_cpus,
+                **(spread() if self._spec.num_gpus else without_gpu(index, self._spec.num_cpus)),
                 # A lost batch is retried here, where its cost is known; Ray's own restarts would hide it.
                 max_restarts=0,
                 runtime_env={"env_vars": self._spec.environment},

@@ -13,6 +13,7 @@ from dsprobe.actors.writing import describe
 from dsprobe.config import ExecutionConfig, Spec
 from dsprobe.errors import DSProbeError
 from dsprobe.judges import JUDGES, Judge, Reply, Verdict
+from dsprobe.telemetry.spans import span
 
 Batches = Sequence[Sequence[Reply]]
 Done = Callable[[int, list[Verdict]], None]
@@ -51,14 +52,15 @@ def judge_batches(spec: Spec, batches: Batches, execution: ExecutionConfig, done
     """
     if not batches:
         return []
-    if execution.executor == "local":
-        from dsprobe.actors.local import torch_threads
+    with span("judge", detail=spec.key):
+        if execution.executor == "local":
+            from dsprobe.actors.local import torch_threads
 
-        with torch_threads(execution.threads):
-            return _judge_here(JUDGES.build(spec.name, spec.params), batches, done)
-    from dsprobe.actors.judge_replicas import judge_on_ray
+            with torch_threads(execution.threads):
+                return _judge_here(JUDGES.build(spec.name, spec.params), batches, done)
+        from dsprobe.actors.judge_replicas import judge_on_ray
 
-    return judge_on_ray(spec, batches, execution, done)
+        return judge_on_ray(spec, batches, execution, done)
 
 
 def _judge_here(judge: Judge, batches: Batches, done: Done) -> list[BatchFailure]:

@@ -37,7 +37,7 @@ def run_locally(plan: Plan, store: Store, ledger: Ledger) -> None:
             else:
                 if written.won:
                     ledger.merged.add(shard.id, written.state)
-                    ledger.done(shard)
+                    ledger.done(shard, bytes_written=sum(written.bytes.values()))
                 else:
                     ledger.elsewhere(shard)
                     ledger.pending.reverse()

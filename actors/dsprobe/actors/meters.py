@@ -7,6 +7,7 @@ whatever its size: what is counted is read from arrays that it holds anyway.
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsprobe.decoding.records import by_guardrails
+from dsprobe.storage.retrying import retries_so_far
 from dsprobe.telemetry import metrics as catalogue
 from dsprobe.telemetry.metrics import Metric
 
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 
 SWITCH = "DSPROBE_METRICS"
 """Environment variable; ``0`` turns metrics off."""
+
+_COUNTING = threading.Lock()
+"""Streams of a reducer are on threads of their own."""
+_COUNTED = {"retries": 0}
+"""What is in the counters of this process already."""
 
 
 def add(metric: Metric, value: float = 1.0, **tags: str) -> None:
@@ -65,6 +72,14 @@ def count_batch(batch: EvaluatedBatch, run: str, seconds: float) -> None:
         add(catalogue.INTERVENTIONS, count, run=run, guardrail=batch.condition.guardrail, action=action)
 
 
+def count_storage_retries(run: str) -> None:
+    """Count what this process has asked its store again for since the last call."""
+    with _COUNTING:
+        total = retries_so_far()
+        add(catalogue.STORAGE_RETRIES, total - _COUNTED["retries"], run=run)
+        _COUNTED["retries"] = total
+
+
 class Totals:
     """Counters and gauges of a driver, from totals that only grow.
 
@@ -92,7 +107,6 @@ class Totals:
         done = progress.shards_done + progress.shards_skipped
         states = {"total": progress.shards_total, "done": done, "failed": progress.shards_failed}
         self.show(catalogue.SHARDS, states, "state")
-        self.grow(catalogue.FAULTS_RETRIED, progress.retries)
 
 
 def _on() -> bool:

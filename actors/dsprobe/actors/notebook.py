@@ -27,7 +27,7 @@ ATTEMPTS: Final = 2
 """How often a call is tried whose replica died under it."""
 
 
-def connect(name: str = "dsprobe", address: str = "auto") -> Laboratory:
+def connect(name: str = "dsprobe", address: str = "auto", *, user: str | None = None) -> Laboratory:
     """Attach to a replica pool of a running cluster.
 
     An open connection to Ray is used, whatever the address, and left open. A private instance of another process is
@@ -35,7 +35,10 @@ def connect(name: str = "dsprobe", address: str = "auto") -> Laboratory:
 
     Args:
         name: Pool name (`execution.pool` of the run that started it).
-        address: Ray address; `auto` follows `RAY_ADDRESS` or finds a cluster on this machine.
+        address: Ray address; `auto` follows `RAY_ADDRESS` or finds a cluster on this machine. ``ray://HOST:10001``
+            connects by Ray client, from a machine that does not belong to the cluster.
+        user: Label of the person, which others see; two people of one connection take turns of their own. The variable
+            `DSPROBE_USER`, or the login name, unless given.
 
     Raises:
         PrerequisiteError: No cluster answers, or it runs no pool.
@@ -43,13 +46,15 @@ def connect(name: str = "dsprobe", address: str = "auto") -> Laboratory:
     """
     import ray
 
-    from dsprobe.actors.session import ray_session
+    from dsprobe.actors.session import current_tenant, ray_session
 
     if address == "local" and not ray.is_initialized():
         raise ConfigError("`local` would start an instance without pools. Give a cluster's address, or `auto`.")
     with ExitStack() as stack:
         stack.enter_context(ray_session(ExecutionConfig(address=address)))
-        return Laboratory(_pool(name), stack.pop_all())
+        pool = _pool(name)
+        pool.tenant = current_tenant(user)
+        return Laboratory(pool, stack.pop_all())
 
 
 class Laboratory:
@@ -267,8 +272,8 @@ def _pool(name: str) -> ReplicaPool:
 
     if not ReplicaPool.running():
         raise PrerequisiteError(
-            "The cluster runs no replica pool. Start one with `dsprobe run CONFIG --set execution.address=auto`, or "
-            "with `ReplicaPool.get_or_create`."
+            "The cluster runs no replica pool. Start one with `dsprobe pool start NAME`, or with `dsprobe run CONFIG "
+            "--set execution.address=auto`. One that was idle for long was ended (`execution.pool_idle_s`)."
         )
     return ReplicaPool.connect(name)
 

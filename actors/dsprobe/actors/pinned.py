@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from dsprobe.config import ModelConfig
@@ -11,6 +13,9 @@ from dsprobe.experiment.plan import Plan, Shard
 from dsprobe.experiment.shard import ShardRunner
 from dsprobe.models.base import LanguageModel
 from dsprobe.models.load import load_model
+from dsprobe.telemetry.spans import each, span
+
+LOGGER = logging.getLogger("dsprobe.actors.pinned")
 
 
 class PinnedModels:
@@ -19,20 +24,24 @@ class PinnedModels:
     Args:
         num_gpus: GPUs this process may use; with 0, models whose device is ``auto`` go to the CPU.
         on_load: Called after a model was loaded, with its configuration and the seconds that it took.
+        plans: How many plans' shard runners are kept, for plans whose shards come in turns.
     """
 
     def __init__(
-        self, num_gpus: float = 0.0, on_load: Callable[[ModelConfig, float], None] = lambda config, seconds: None
+        self,
+        num_gpus: float = 0.0,
+        on_load: Callable[[ModelConfig, float], None] = lambda config, seconds: None,
+        plans: int = 1,
     ) -> None:
-        self._num_gpus, self._on_load = num_gpus, on_load
+        self._num_gpus, self._on_load, self._most = num_gpus, on_load, plans
         self._models: dict[ModelConfig, LanguageModel] = {}
-        self._runners: dict[ModelConfig, ShardRunner] = {}
-        self._plan: Plan | None = None
+        self._runners: OrderedDict[int, tuple[Plan, dict[ModelConfig, ShardRunner]]] = OrderedDict()
+        """By identity of the plan, the last used at the end: scorers and judges belong to a plan, models outlive it."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Labels of the models loaded so far."""
-        return tuple(config.name for config in self._models)
+        return tuple(config.name for config in self.configs)  # a copy: models are loaded on another thread
 
     @property
     def configs(self) -> tuple[ModelConfig, ...]:
@@ -49,17 +58,29 @@ class PinnedModels:
         if model is None:
             device = "cpu" if config.device == "auto" and self._num_gpus == 0 else config.device
             began = time.monotonic()
-            model = self._models[config] = load_model(config.model_copy(update={"device": device}))
+            with span("load", detail=config.name):
+                model = self._models[config] = load_model(config.model_copy(update={"device": device}))
             self._on_load(config, time.monotonic() - began)
         return model
 
-    def run(self, plan: Plan, shard: Shard) -> Iterator[EvaluatedBatch]:
-        """Generate and evaluate a shard, batch by batch; the same batches whenever it is run."""
-        if plan is not self._plan:  # scorers and judges belong to a plan, models outlive it
-            self._runners.clear()
-            self._plan = plan
+    def run(self, plan: Plan, shard: Shard, stream: str = "") -> Iterator[EvaluatedBatch]:
+        """Generate and evaluate a shard, batch by batch; the same batches whenever it is run.
+
+        Args:
+            plan: The plan.
+            shard: One of its shards.
+            stream: Name of the attempt, for logs and spans.
+        """
+        about = {"run": plan.run_id, "shard": shard.id} | ({"stream": stream} if stream else {})
+        return each(lambda: self._batches(plan, shard), "generate", **about)
+
+    def _batches(self, plan: Plan, shard: Shard) -> Iterator[EvaluatedBatch]:
+        LOGGER.info("Begins with %d trajectories of %s", len(shard.rows), shard.condition.id)
+        _, runners = self._runners.setdefault(id(plan), (plan, {}))
+        self._runners.move_to_end(id(plan))
+        while len(self._runners) > self._most:
+            self._runners.popitem(last=False)
         config = plan.model(shard.condition)
-        runner = self._runners.get(config)
-        if runner is None:
-            runner = self._runners[config] = ShardRunner(plan, self.get(config), self.get)
-        return runner.run(shard)
+        if config not in runners:
+            runners[config] = ShardRunner(plan, self.get(config), self.get)
+        return runners[config].run(shard)

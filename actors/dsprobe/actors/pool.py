@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import ray
 from ray import ObjectRef
@@ -13,9 +14,12 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from dsprobe.actors.dispatching import START_LIMIT_S
-from dsprobe.actors.replica import Replica, ReplicaInfo, ReplicaSpec
-from dsprobe.actors.room import await_room, describe_room
-from dsprobe.actors.session import LOGGER, NAMESPACE
+from dsprobe.actors.keeper import end_keeper
+from dsprobe.actors.names import all_members, members, replica_name
+from dsprobe.actors.placement import spread
+from dsprobe.actors.replica import THREADS, Replica, ReplicaInfo, ReplicaSpec
+from dsprobe.actors.room import GROWTH_LIMIT_S, await_room, describe_room, may_grow
+from dsprobe.actors.session import LOGGER, NAMESPACE, current_tenant, is_private
 from dsprobe.config import ExecutionConfig, ModelConfig
 from dsprobe.errors import ConfigError, PrerequisiteError, unknown_name
 from dsprobe.models.base import LanguageModel
@@ -23,8 +27,13 @@ from dsprobe.models.base import LanguageModel
 P = ParamSpec("P")
 T = TypeVar("T")
 
-STOP_LIMIT_S = 15.0
+STOP_LIMIT_S: Final = 15.0
 """How long a stopped pool may take to give its names back."""
+JOIN_LIMIT_S: Final = 20.0
+"""How long `ReplicaPool.connect` waits for replicas that are coming up; those without room may take for ever."""
+
+Told = Callable[[int, int], None]
+"""Told how many replicas are up, and how many are not."""
 
 
 class ReplicaPool:
@@ -37,14 +46,36 @@ class ReplicaPool:
     Args:
         name: Pool name.
         spec: What each replica was given.
-        replicas: Handles by index.
+        replicas: Handles by number, which is the last part of the name.
+        idle_s: Seconds without work after which the pool is ended; 0 never.
     """
 
-    def __init__(self, name: str, spec: ReplicaSpec, replicas: Sequence[ActorHandle[Replica]]) -> None:
+    def __init__(
+        self, name: str, spec: ReplicaSpec, replicas: Mapping[int, ActorHandle[Replica]], idle_s: float
+    ) -> None:
         self.name = name
         self.spec = spec
-        self.replicas = list(replicas)
+        self.idle_s = idle_s
+        self.tenant = current_tenant()
+        """Whose turn is taken by what is submitted here."""
+        self._handles = dict(replicas)
+        self._up = set(replicas)
         self._turn = itertools.count()
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the replicas that were up when this was made, sorted."""
+        return sorted(self._up)
+
+    @property
+    def replicas(self) -> list[ActorHandle[Replica]]:
+        """Their handles, in the same order."""
+        return [self._handles[number] for number in self.numbers]
+
+    @property
+    def pending(self) -> dict[int, ActorHandle[Replica]]:
+        """The others by number: they are coming up, or wait for room."""
+        return {number: handle for number, handle in self._handles.items() if number not in self._up}
 
     @classmethod
     def get_or_create(
@@ -54,55 +85,70 @@ class ReplicaPool:
         models: Sequence[ModelConfig] = (),
         *,
         room_limit_s: float = 3.0,
+        told: Told = lambda up, pending: None,
     ) -> ReplicaPool:
-        """Return the pool with all its replicas answering; missing ones are started, running ones kept.
+        """Return the pool with enough replicas answering; missing ones are started, running ones kept.
+
+        Enough are `ExecutionConfig.least_replicas`. The others are left to come up when there is room, and until then
+        they are what an autoscaler sees as demand.
 
         Args:
             name: Pool name.
             execution: Number of replicas and what each is given. A larger running pool is used in part.
             models: Models that the replicas begin to load at once. An error shows at the first shard that needs it.
-            room_limit_s: Seconds to wait for resources before giving up.
+            room_limit_s: Seconds to wait for resources before giving up, on a cluster that does not grow.
+            told: Called about once a second while replicas are awaited.
 
         Raises:
             PrerequisiteError: The cluster has no room, or a replica does not come up.
             ConfigError: The running pool was created with other resources.
         """
-        spec = ReplicaSpec.of(execution)
-        existing = _members(name)
-        if existing:
-            _check_spec(name, spec, _info(existing[min(existing)]).spec)
-        wanted = set(range(execution.replicas))
-        await_room(
-            f"replica pool `{name}`",
-            spec,
-            len(wanted),
-            lambda: len(wanted - _members(name).keys()),
-            limit_s=room_limit_s,
-            remedy="Lower `execution.replicas`, `num_gpus` or `num_cpus`, stop other pools, or add nodes.",
-        )
-        pool = cls(name, spec, [_start(name, i, spec) for i in range(execution.replicas)])
-        pool._await_ready(new=set(range(execution.replicas)) - existing.keys())
-        for replica in pool.replicas:
-            replica.preload.remote(list(models))
+        spec, least, grows = ReplicaSpec.of(execution), execution.least_replicas, may_grow(execution)
+        existing, wanted = members(name), set(range(execution.replicas))
+        running = _check_spec(name, spec, existing)
+        if not grows:
+            await_room(
+                f"replica pool `{name}`",
+                spec,
+                least,
+                lambda: least - len(wanted & members(name).keys()),
+                limit_s=room_limit_s,
+                remedy="Lower `execution.replicas`, `num_gpus` or `num_cpus`, stop other pools, or add nodes.",
+            )
+        idle_s = 0.0 if is_private() else execution.pool_idle_s
+        pool = cls(name, spec, {}, idle_s if running is None else running.pool_idle_s)  # a pool has one limit
+        try:
+            for number in sorted(wanted):
+                pool.restart(number).preload.remote(pool.tenant, list(models))
+            pool._await(least, GROWTH_LIMIT_S if grows else START_LIMIT_S, told)
+            _check_spec(name, spec, dict(zip(pool.numbers, pool.replicas, strict=True)))  # another driver may be first
+        except BaseException:  # an interrupt, too: detached, they would wait for room without an end
+            for number in pool.pending.keys() - existing.keys():
+                pool.release(number)
+            raise
         return pool
 
     @classmethod
     def connect(cls, name: str) -> ReplicaPool:
-        """Attach to a running pool, e.g. from a notebook.
+        """Attach to a running pool, e.g. from a notebook: to the replicas that are up, or come up in a moment.
 
         Raises:
             ConfigError: No pool of that name runs; the message lists those that do.
+            PrerequisiteError: None of its replicas is up.
         """
-        members = _members(name)
-        if not members:
+        found = members(name)
+        if not found:
             raise unknown_name("replica pool", name, cls.running())
-        spec = _info(members[min(members)]).spec
-        return cls(name, spec, [members[index] for index in sorted(members)])
+        answers = infos(found)
+        if not answers:
+            raise PrerequisiteError(f"None of the {len(found)} replicas of pool `{name}` is up yet.")
+        first = answers[min(answers)]
+        return cls(name, first.spec, {number: found[number] for number in answers}, first.pool_idle_s)
 
     @staticmethod
     def running() -> list[str]:
         """Names of the pools that run on the connected cluster, sorted."""
-        return sorted({pool for pool, _ in _all_members()})
+        return sorted({pool for pool, _ in all_members()})
 
     def submit(
         self,
@@ -124,99 +170,141 @@ class ReplicaPool:
     ) -> ObjectRef[T]:
         """Likewise on one replica (counted round the pool), which keeps what the function keeps there."""
         replica = self.replicas[index % len(self.replicas)]
-        reference: ObjectRef[T] = replica.call.remote(config, function, *args, **kwargs)
+        reference: ObjectRef[T] = replica.call.remote(self.tenant, config, function, *args, **kwargs)
         return reference
 
     def info(self) -> list[ReplicaInfo]:
         """State of every replica, busy ones included."""
         return [_info(replica) for replica in self.replicas]
 
+    def loaded(self) -> dict[int, tuple[ModelConfig, ...]]:
+        """Models that the replicas have loaded, by number."""
+        answers = infos({number: self._handles[number] for number in self.numbers})
+        return {number: info.configs for number, info in answers.items()}
+
     def replace(self, index: int) -> ActorHandle[Replica]:
-        """Start a successor for a replica that died; returns at once, calls to the handle wait for it."""
-        self.replicas[index] = _start(self.name, index, self.spec)
-        return self.replicas[index]
+        """Start a successor for a replica that died, given by its place in `replicas`; see `restart`."""
+        return self.restart(self.numbers[index])
+
+    def restart(self, number: int) -> ActorHandle[Replica]:
+        """Start a successor under a replica's number; returns at once, calls to the handle wait for it."""
+        self._handles[number] = self._start(number)
+        return self._handles[number]
+
+    def release(self, number: int) -> None:
+        """End a replica, up or not, and give its resources back."""
+        if (handle := self._handles.pop(number, None)) is not None:
+            self._up.discard(number)
+            ray.kill(handle)
 
     def stop(self) -> None:
         """End every replica of the pool, also those that other drivers started."""
-        for replica in _members(self.name).values():
+        self.end(self.name)
+        self._handles, self._up = {}, set()
+
+    @staticmethod
+    def end(name: str) -> bool:
+        """Likewise by name, also where no replica is up.
+
+        Returns:
+            Whether it is gone; a run that is under way starts it anew.
+        """
+        for replica in members(name).values():
             ray.kill(replica)
         deadline = time.monotonic() + STOP_LIMIT_S
-        while _members(self.name) and time.monotonic() < deadline:
+        while members(name) and time.monotonic() < deadline:
             time.sleep(0.05)
-        self.replicas = []
+        gone = not members(name)
+        if gone:
+            end_keeper(name)
+        return gone
 
-    def _await_ready(self, new: set[int]) -> None:
-        """Wait until all replicas answer; one that dies meanwhile is started once more."""
-        for index, error in self._pinged(new, range(len(self.replicas))):
-            LOGGER.info("A replica of pool `%s` did not start, and is started once more: %s", self.name, error)
-            self.replicas[index] = _start(self.name, index, self.spec)
-            for _, again in self._pinged(new, [index]):
-                raise PrerequisiteError(f"A replica of pool `{self.name}` did not start: {again}") from again
+    def _start(self, index: int) -> ActorHandle[Replica]:
+        """Return the replica of that index, starting it if the name is free."""
+        remote: Any = ray.remote  # its type hints do not know concurrency groups
+        actor = remote(concurrency_groups={"control": 1})(Replica)
+        handle: ActorHandle[Replica] = actor.options(
+            name=replica_name(self.name, index),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_gpus=self.spec.num_gpus,
+            num_cpus=self.spec.num_cpus,
+            **spread(),
+            max_concurrency=THREADS,
+            # A lost shard is retried by the executor, which knows what it cost; Ray's own restarts would hide it.
+            max_restarts=0,
+            runtime_env={"env_vars": self.spec.environment},
+        ).remote(self.spec, self.name, self.idle_s)
+        return handle
 
-    def _pinged(self, new: set[int], indices: Sequence[int]) -> list[tuple[int, RayError]]:
-        """Index and error of replicas that are dead instead of answering."""
-        pings: dict[ObjectRef[int], int] = {self.replicas[i].ping.remote(): i for i in indices}
-        ready, late = ray.wait(list(pings), num_returns=len(pings), timeout=START_LIMIT_S)
-        if late:
-            for index in new & {pings[ref] for ref in late}:
-                ray.kill(self.replicas[index])
-            raise PrerequisiteError(
-                f"{len(late)} of {len(pings)} replicas of pool `{self.name}` did not answer within "
-                f"{START_LIMIT_S:.0f} s. {describe_room(self.spec, len(pings))}"
+    def _await(self, least: int, limit_s: float, told: Told) -> None:
+        """Wait until enough replicas answer; one that dies meanwhile is started once more."""
+        pings: dict[ObjectRef[int], int] = {handle.ping.remote(): number for number, handle in self._handles.items()}
+        deadline, again = time.monotonic() + limit_s, set[int]()
+        while len(self._up) < least:
+            told(len(self._up), len(pings))
+            for number in self._up:
+                self._handles[number].ping.remote()  # those that wait for the others are not idle
+            ready, _ = ray.wait(list(pings), timeout=1.0)
+            for ref in ready:
+                number = pings.pop(ref)
+                try:
+                    ray.get(ref)
+                    self._up.add(number)
+                except RayError as error:
+                    if number in again:
+                        if len(self._up) + len(pings) < least:
+                            raise PrerequisiteError(
+                                f"A replica of pool `{self.name}` did not start: {error}"
+                            ) from error
+                        continue  # enough others are coming; whoever runs shards tries this one again
+                    LOGGER.info("A replica of pool `%s` is started once more: %s", self.name, error)
+                    again.add(number)
+                    time.sleep(0.2)  # the dead one may still have the name
+                    pings[self.restart(number).ping.remote()] = number
+            if not ready and time.monotonic() > deadline:
+                raise PrerequisiteError(
+                    f"{len(self._up)} of {least} replicas of pool `{self.name}` came up within {limit_s:.0f} s. "
+                    f"{describe_room(self.spec, least)}"
+                )
+
+
+def _check_spec(name: str, asked: ReplicaSpec, running: Mapping[int, ActorHandle[Replica]]) -> ReplicaInfo | None:
+    """Compare with what a running pool was created with; the first replica to answer speaks for it, and is returned."""
+    for info in infos(running, enough=1).values():
+        if asked != info.spec:
+            raise ConfigError(
+                f"Pool `{name}` runs with num_gpus={info.spec.num_gpus:g}, num_cpus={info.spec.num_cpus:g}, "
+                f"threads={info.spec.threads}; asked for num_gpus={asked.num_gpus:g}, num_cpus={asked.num_cpus:g}, "
+                f"threads={asked.threads}. Stop it, or choose another `execution.pool`."
             )
-        dead = []
+        return info
+    return None
+
+
+def infos(
+    replicas: Mapping[int, ActorHandle[Replica]], enough: int | None = None, limit_s: float = JOIN_LIMIT_S
+) -> dict[int, ReplicaInfo]:
+    """State by number of the replicas that answer in time, in order of the numbers.
+
+    Args:
+        replicas: Handles by number.
+        enough: How many answers are waited for; all, unless given.
+        limit_s: Seconds to wait.
+    """
+    waiting: dict[ObjectRef[ReplicaInfo], int] = {replica.info.remote(): n for n, replica in replicas.items()}
+    found: dict[int, ReplicaInfo] = {}
+    deadline = time.monotonic() + limit_s
+    while waiting and len(found) < (enough or len(replicas)):
+        ready, _ = ray.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            break
         for ref in ready:
-            try:
-                ray.get(ref)
-            except RayError as error:
-                dead.append((pings[ref], error))
-        return dead
-
-
-def _check_spec(name: str, asked: ReplicaSpec, running: ReplicaSpec) -> None:
-    if asked != running:
-        raise ConfigError(
-            f"Pool `{name}` runs with num_gpus={running.num_gpus:g}, num_cpus={running.num_cpus:g}, "
-            f"threads={running.threads}; asked for num_gpus={asked.num_gpus:g}, num_cpus={asked.num_cpus:g}, "
-            f"threads={asked.threads}. Stop it, or choose another `execution.pool`."
-        )
-
-
-def _start(name: str, index: int, spec: ReplicaSpec) -> ActorHandle[Replica]:
-    """Return the replica of that index, starting it if the name is free."""
-    remote: Any = ray.remote  # its type hints do not know concurrency groups
-    actor = remote(concurrency_groups={"control": 1})(Replica)
-    handle: ActorHandle[Replica] = actor.options(
-        name=f"{name}:{index}",
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        num_gpus=spec.num_gpus,
-        num_cpus=spec.num_cpus,
-        # A lost shard is retried by the executor, which knows what it cost; Ray's own restarts would hide it.
-        max_restarts=0,
-        runtime_env={"env_vars": spec.environment},
-    ).remote(spec)
-    return handle
-
-
-def _all_members() -> list[tuple[str, int]]:
-    """Pool name and index of every live replica."""
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    names = [a["name"].rpartition(":") for a in actors if a["namespace"] == NAMESPACE]
-    return [(pool, int(index)) for pool, _, index in names if index.isdigit()]
-
-
-def _members(name: str) -> dict[int, ActorHandle[Replica]]:
-    """Live replicas of a pool by index."""
-    members: dict[int, ActorHandle[Replica]] = {}
-    for pool, index in _all_members():
-        if pool == name:
-            try:
-                members[index] = ray.get_actor(f"{name}:{index}", namespace=NAMESPACE)
-            except ValueError:  # died since it was listed
-                continue
-    return members
+            number = waiting.pop(ref)
+            with suppress(RayError):  # dead: its name is free
+                found[number] = ray.get(ref)
+    return dict(sorted(found.items()))
 
 
 def _info(replica: ActorHandle[Replica]) -> ReplicaInfo:

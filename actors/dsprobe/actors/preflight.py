@@ -21,8 +21,10 @@ from dsprobe.errors import ConfigError, DSProbeError, PrerequisiteError
 from dsprobe.experiment.cost import Cost, Part, total_cost, total_estimate
 from dsprobe.experiment.estimate import Estimate
 from dsprobe.models.checkpoint import inspect_checkpoint
+from dsprobe.models.remote import is_url
 from dsprobe.prompts.load import load_prompts
 from dsprobe.storage.objects import ObjectStore
+from dsprobe.untrusted import redacted
 
 State = Literal["ok", "failed", "skipped", "unknown"]
 
@@ -139,7 +141,8 @@ def _model(model: ModelConfig) -> str:
     facts = inspect_checkpoint(model)
     if facts.path is None:
         return f"{facts.family}, hub id at {facts.revision}; its weights are fetched at load"
-    return f"{facts.family}, {facts.parameter_bytes / 2**20:,.0f} MiB in {facts.path}"
+    where = model.path if is_url(model.path) else facts.path
+    return f"{facts.family}, {facts.parameter_bytes / 2**20:,.0f} MiB in {where}"
 
 
 def _prompts(prompts: PromptsConfig) -> str:
@@ -193,4 +196,4 @@ def _checked(name: str, look: Callable[[], str]) -> Check:
 
 
 def _failure(name: str, error: DSProbeError) -> Check:
-    return Check(name=name, state="failed", detail=str(error), usage=isinstance(error, ConfigError))
+    return Check(name=name, state="failed", detail=redacted(str(error)), usage=isinstance(error, ConfigError))

@@ -1,7 +1,8 @@
 """The executor on Ray: shards go to replicas, their streams to reducers, and what dies is replaced and repeated.
 
 The driver moves no data. For every shard it asks a reducer to take the stream of a replica, and keeps each replica one
-shard ahead, so that a replica generates while its previous shard is being committed. Shards of one condition go to one
+shard ahead, so that a replica generates while its previous shard is being committed. A replica gets shards of the model
+that it has loaded, while there are any. Shards of one condition go to one
 reducer as long as it keeps up, so that few reducers hold statistics of a condition; at the end they are merged as a
 tree, log2(reducers) rounds deep.
 """
@@ -12,6 +13,7 @@ import math
 import time
 import traceback
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -20,19 +22,23 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from dsprobe.actors import meters
-from dsprobe.actors.dispatching import LOOKAHEAD, Assignment, Dispatcher, Slot
-from dsprobe.actors.executor import Ledger
+from dsprobe.actors.dispatching import LOOKAHEAD, START_LIMIT_S, Assignment, Dispatcher, Slot
+from dsprobe.actors.executor import Ledger, PoolState
+from dsprobe.actors.locality import Locality
 from dsprobe.actors.meters import Totals
 from dsprobe.actors.pool import ReplicaPool
-from dsprobe.actors.reducer import Job, Outcome, Reducer, outcome_of
-from dsprobe.actors.room import describe_room, room_limit
-from dsprobe.actors.session import LOGGER, ray_session
+from dsprobe.actors.reducer import Job, Outcome, Reducer, Status, outcome_of
+from dsprobe.actors.reducers import Reducers
+from dsprobe.actors.room import GROWTH_LIMIT_S, describe_room, may_grow, room_limit
+from dsprobe.actors.session import LOGGER, current_tenant, ray_session
 from dsprobe.actors.writing import Store, describe
+from dsprobe.config import ModelConfig
 from dsprobe.errors import PrerequisiteError, StorageError
 from dsprobe.experiment.plan import Plan, Shard
 from dsprobe.storage.merged_state import MergedState
 from dsprobe.telemetry.logs import log_context
-from dsprobe.telemetry.metrics import QUEUE_DEPTH, REPLICAS
+from dsprobe.telemetry.metrics import FAULTS_RETRIED, QUEUE_DEPTH, REPLICAS
+from dsprobe.telemetry.spans import SPANS
 
 REPLICAS_PER_REDUCER = 4
 """A reducer writes several streams on threads; beyond a few they wait for each other in Python."""
@@ -40,6 +46,10 @@ MAX_WAITS = 10
 """Replicas that may be lost while a shard waits for its turn, before a loss is charged to it all the same."""
 VISIBLE_LIMIT_S = 40.0
 """How long a commit may take to be seen from here; network file systems cache folders for half a minute."""
+RELEASE_AFTER_S = 10.0
+"""How long a replica beyond the least ones has nothing to do, and nothing waits, before it is given back."""
+PENDING_LEFT_S = 30.0
+"""A replica that has been coming up for longer when the run ends waits for room, and would wait for ever."""
 
 
 def run_on_ray(plan: Plan, store: Store, ledger: Ledger) -> None:
@@ -51,10 +61,16 @@ def run_on_ray(plan: Plan, store: Store, ledger: Ledger) -> None:
     """
     execution = plan.config.execution
     with ray_session(execution):
-        limit = room_limit(execution)
-        pool = ReplicaPool.get_or_create(execution.pool, execution, plan.config.models, room_limit_s=limit)
+        pool = ReplicaPool.get_or_create(
+            execution.pool,
+            execution,
+            plan.config.models if len(plan.config.models) == 1 else (),  # several are shared out
+            room_limit_s=room_limit(execution),
+            told=lambda up, pending: ledger.tick(_state(len(ledger.pending), up=up, pending=pending)),
+        )
         dispatcher = ShardDispatcher(plan, store, ledger, pool)
         try:
+            dispatcher.know(pool.loaded())
             dispatcher.run()
             ledger.merged.absorb(dispatcher.merged())
         finally:
@@ -64,7 +80,7 @@ def run_on_ray(plan: Plan, store: Store, ledger: Ledger) -> None:
 class ShardDispatcher(Dispatcher[Shard]):
     """Runs shards on a pool's replicas.
 
-    A loss of a replica is charged to the shard it had begun with, a loss of a reducer to the shards it was writing.
+    A loss of a replica is charged to the shard it was busy with, a loss of a reducer to the shards it was writing.
 
     Args:
         plan: The plan; put into the object store once.
@@ -74,20 +90,36 @@ class ShardDispatcher(Dispatcher[Shard]):
     """
 
     def __init__(self, plan: Plan, store: Store, ledger: Ledger, pool: ReplicaPool) -> None:
-        slots: list[Slot[Shard]] = [Slot(index, replica) for index, replica in enumerate(pool.replicas)]
-        super().__init__(ledger.pending, slots, plan.config.execution.stall_s)
+        execution = plan.config.execution
+        slots: list[Slot[Shard]] = [
+            Slot(number, replica) for number, replica in zip(pool.numbers, pool.replicas, strict=True)
+        ]
+        slots += [Slot(number, replica, replica.ping.remote()) for number, replica in sorted(pool.pending.items())]
+        patience_s = GROWTH_LIMIT_S if may_grow(execution) else START_LIMIT_S
+        super().__init__(ledger.pending, slots, execution.stall_s, patience_s)
         self._plan_ref, self._run = ray.put(plan), plan.run_id
-        self._totals = Totals(plan.run_id)
+        self._totals, self._tenant = Totals(plan.run_id), current_tenant()
         self._store, self._ledger, self._pool = store, ledger, pool
-        self._window_bytes = plan.config.execution.window_mib << 20
-        self._streams = LOOKAHEAD * min(len(slots), REPLICAS_PER_REDUCER)
-        self._pings: dict[ActorHandle[Reducer], ObjectRef[None]] = {}
-        """Answered once a reducer's process is up."""
-        self._reducers = [self._new_reducer() for _ in range(math.ceil(len(slots) / REPLICAS_PER_REDUCER))]
+        self._least, self._stall_s = execution.least_replicas, execution.stall_s
+        self._elastic = self._least < execution.replicas
+        self._locality, self._models = Locality(), plan.config.models
+        streams = LOOKAHEAD * min(len(slots), REPLICAS_PER_REDUCER)
+        reducers = math.ceil(len(slots) / REPLICAS_PER_REDUCER)
+        self._reducers = Reducers(store, execution.window_mib << 20, reducers, streams)
         self._place = {condition: index for index, condition in enumerate(plan.conditions)}
         self._writing: dict[Assignment[Shard], ActorHandle[Reducer]] = {}
         self._waits: Counter[str] = Counter()
         self._proven: set[ActorHandle[Reducer]] = set()
+
+    def know(self, loaded: Mapping[int, Sequence[ModelConfig]]) -> None:
+        """Take note of the models that replicas have loaded before this run, by the number of the replica."""
+        for number, configs in loaded.items():
+            names = [model.name for model in self._models if model in configs]
+            self._locality.has(number, names)
+
+    def take(self, slot: Slot[Shard]) -> Shard | None:
+        """A shard of a model that the replica has loaded, if there is one."""
+        return self._locality.take(slot.index, self.pending, ahead=bool(slot.work))
 
     def submit(self, assignment: Assignment[Shard]) -> ObjectRef[Any] | None:
         """Ask a reducer to take the shard's stream from the replica, unless another driver was faster."""
@@ -97,11 +129,21 @@ class ShardDispatcher(Dispatcher[Shard]):
                 self._ledger.elsewhere(shard)
                 return None
         except StorageError as error:
-            self._ledger.failed(shard, describe(error), retry=True, traceback=traceback.format_exc())
+            self._failed(shard, "storage", describe(error), traceback.format_exc())
             return None
-        reducer = self._writing[assignment] = self._reducer_for(shard)
+        self._locality.has(assignment.slot.index, [shard.condition.model])
+        reducer = self._reducers.choose(self._place[shard.condition], self._writing.values())
+        self._writing[assignment] = reducer
         answer: ObjectRef[Outcome] = reducer.reduce.remote(
-            assignment.actor, Job(run=self._run, shard_id=shard.id, plan=self._plan_ref, shard=ray.put(shard))
+            assignment.actor,
+            Job(
+                run=self._run,
+                tenant=self._tenant,
+                shard_id=shard.id,
+                stall_s=self._stall_s,
+                plan=self._plan_ref,
+                shard=ray.put(shard),
+            ),
         )
         return answer
 
@@ -113,78 +155,105 @@ class ShardDispatcher(Dispatcher[Shard]):
         except RayTaskError as error:  # the call itself failed before it began
             outcome = outcome_of(error)
         except RayError as error:
-            self._replace_reducer(reducer)
+            if self._reducers.lost(reducer):
+                self._ledger.requeue(shard)
+                return
             outcome = Outcome(status="storage", reason=f"reducer lost ({type(error).__name__})")
+        SPANS.add(outcome.spans)
         if outcome.status == "lost":
             self.lose(assignment)
         if outcome.status == "done":
             self._prove(shard, reducer)
-            (self._ledger.done if outcome.won else self._ledger.elsewhere)(shard)
-        elif outcome.status == "lost" and not self._is_charged(shard, outcome):
+            if outcome.won:
+                self._ledger.done(shard, bytes_written=outcome.bytes, lag_s=outcome.lag_s)
+            else:
+                self._ledger.elsewhere(shard)
+        elif outcome.status == "lost" and (assignment.excused or not self._is_charged(shard, outcome)):
             self._ledger.requeue(shard)
         else:
-            retry = outcome.status != "raised"
-            self._ledger.failed(shard, outcome.reason, retry=retry, traceback=outcome.traceback)
+            self._failed(shard, outcome.status, outcome.reason, outcome.traceback)
+
+    def _failed(self, shard: Shard, status: Status, reason: str, traceback: str) -> None:
+        again = self._ledger.failed(shard, reason, retry=status != "raised", traceback=traceback)
+        if again:
+            meters.add(FAULTS_RETRIED, run=self._run, reason="replica" if status == "lost" else status)
 
     def _is_charged(self, shard: Shard, outcome: Outcome) -> bool:
-        """Whether the loss of a replica is this shard's: it had begun with it, or never gets to begin."""
+        """Whether the loss of a replica is this shard's: it was busy with it, or never gets to be."""
         self._waits[shard.id] += not outcome.begun
         return outcome.begun or self._waits[shard.id] > MAX_WAITS
 
     def start(self, slot: Slot[Shard]) -> ActorHandle[Any]:
-        """Start a successor under the lost replica's name."""
+        """Start a successor under the lost replica's name; it waits where there is no room for it."""
         with log_context(run=self._run, replica=slot.index):
-            LOGGER.warning("The replica is lost, and another is started")
+            LOGGER.warning("The replica is lost or its node is about to go, and another is started")
         ray.kill(slot.actor)  # one out of reach must not keep its resources and its name
-        return self._pool.replace(slot.index)
+        self._locality.forget(slot.index)
+        return self._pool.restart(slot.index)
 
     def explain(self) -> str:
         """Which pool, and what the cluster has."""
         return f"Pool `{self._pool.name}`: {describe_room(self._pool.spec, len(self.slots))}"
 
     def helpers(self) -> list[ActorHandle[Any]]:
-        """The reducers that have come up: a busy machine may take longer to start one than a hung one is given."""
-        pings = [self._pings[reducer] for reducer in self._reducers]
-        up = set(ray.wait(pings, num_returns=len(pings), timeout=0)[0])
-        return [reducer for reducer, ping in zip(self._reducers, pings, strict=True) if ping in up]
+        """The reducers that have come up."""
+        return list(self._reducers.up())
 
     def tick(self) -> None:
         """Report progress."""
-        self._ledger.tick()
-        starting = sum(slot.starting is not None for slot in self.slots)
-        self._show(len(self.pending), up=len(self.slots) - starting, starting=starting)
+        up = sum(slot.takes_work for slot in self.slots)
+        pending = sum(slot.starting is not None for slot in self.slots)
+        draining = len(self.slots) - up - pending
+        state = _state(len(self.pending), inflight=len(self.inflight), up=up, pending=pending, draining=draining)
+        self._ledger.tick(state)
+        self._meter(state)
 
-    def _show(self, queue: int, **replicas: int) -> None:
+    def look(self, leaving: dict[str, float]) -> None:
+        """Move reducers away from nodes that are about to go, and give back what is not needed any more."""
+        self._reducers.look(leaving, self._writing.values())
+        if not self.pending:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Give replicas beyond the least ones back that have nothing left to do: first those that are not up yet.
+
+        One that is up and that others use stays.
+        """
+        now, spare = time.monotonic(), len(self.slots) - self._least
+        idle = [slot for slot in self.slots if not slot.work and now - slot.free_since > RELEASE_AFTER_S]
+        for slot in sorted(idle, key=lambda slot: (slot.starting is None, -slot.index)):
+            if spare > 0 and (_is_coming(slot) or self._agrees_to_leave(slot.actor)):
+                self.slots.remove(slot)
+                self._pool.release(slot.index)
+                self._locality.forget(slot.index)
+                spare -= 1
+
+    def _agrees_to_leave(self, replica: ActorHandle[Any]) -> bool:
+        """Whether nobody else has used a replica for a while; one that agrees admits nobody any more."""
+        answer: ObjectRef[bool] = replica.leave.remote(RELEASE_AFTER_S)
+        try:
+            return bool(ray.wait([answer], timeout=1.0)[0]) and ray.get(answer)
+        except RayError:  # dead, which the next run finds out
+            return False
+
+    def _meter(self, state: PoolState) -> None:
         self._totals.progress(self._ledger.progress)
-        meters.put(QUEUE_DEPTH, queue, run=self._run)
+        meters.put(QUEUE_DEPTH, state.queued, run=self._run)
+        replicas = {"up": state.replicas_up, "pending": state.replicas_pending, "draining": state.replicas_draining}
         self._totals.show(REPLICAS, replicas, "state")
 
     def merged(self) -> MergedState:
-        """Statistics of the shards that living reducers committed, merged as a tree; the reducers forget them.
-
-        A reducer that dies takes its part along, which then is read from the committed shards.
-        """
-        level = list(self._reducers)
-        while len(level) > 1:
-            pairs = list(zip(level[::2], level[1::2], strict=False))
-            steps: list[ObjectRef[None]] = [left.absorb.remote(right.hand_over.remote()) for left, right in pairs]
-            for step in steps:
-                _reached(step)
-            level = level[::2]
-        merged: MergedState | None = _reached(level[0].hand_over.remote())
-        return merged or MergedState()
+        """See `Reducers.merged`."""
+        return self._reducers.merged()
 
     def close(self) -> None:
-        """End the reducers; Ray then closes their streams, and the replicas are free again."""
-        for reducer in self._reducers:
-            ray.kill(reducer)
-        self._show(0, up=0, starting=0)
-
-    def _reducer_for(self, shard: Shard) -> ActorHandle[Reducer]:
-        """The reducer of the shard's condition, or the least busy one while that one has no thread free."""
-        load = Counter(self._writing.values())
-        own = self._reducers[self._place[shard.condition] % len(self._reducers)]
-        return own if load[own] < self._streams else min(self._reducers, key=lambda reducer: load[reducer])
+        """End the reducers, and the replicas that wait for room: nobody waits for them any more."""
+        self._reducers.close()
+        for slot in self.slots:
+            waited_s = time.monotonic() - slot.since
+            if _is_coming(slot) and (self._elastic or waited_s > PENDING_LEFT_S):
+                self._pool.release(slot.index)
+        self._meter(_state(0))
 
     def _prove(self, shard: Shard, reducer: ActorHandle[Reducer]) -> None:
         """Look once a reducer whether what it commits arrives in the store that this process sees."""
@@ -201,30 +270,13 @@ class ShardDispatcher(Dispatcher[Shard]):
             time.sleep(0.5)
         self._proven.add(reducer)
 
-    def _replace_reducer(self, dead: ActorHandle[Reducer]) -> None:
-        for index, reducer in enumerate(self._reducers):
-            if reducer is dead:
-                ray.kill(dead)  # an unreachable one must not go on writing
-                del self._pings[dead]
-                self._reducers[index] = self._new_reducer()
 
-    def _new_reducer(self) -> ActorHandle[Reducer]:
-        remote: Any = ray.remote  # its type hints do not know concurrency groups
-        actor = remote(concurrency_groups={"admission": self._streams, "control": 1})(Reducer)
-        handle: ActorHandle[Reducer] = actor.options(num_cpus=0, max_concurrency=self._streams, max_restarts=0).remote(
-            self._store, self._window_bytes
-        )
-        self._pings[handle] = handle.ping.remote()
-        return handle
+def _is_coming(slot: Slot[Shard]) -> bool:
+    """Whether a slot's replica is not up yet, and so nobody else's either."""
+    return slot.starting is not None and not ray.wait([slot.starting], timeout=0)[0]
 
 
-def _reached(ref: ObjectRef[Any]) -> Any:
-    """The answer, or `None` where an actor died on the way."""
-    try:
-        return ray.get(ref)
-    except RayTaskError as error:
-        if isinstance(error.cause, RayError):  # the other side of a step died
-            return None
-        raise
-    except RayError:
-        return None
+def _state(queued: int, *, inflight: int = 0, up: int = 0, pending: int = 0, draining: int = 0) -> PoolState:
+    return PoolState(
+        queued=queued, inflight=inflight, replicas_up=up, replicas_pending=pending, replicas_draining=draining
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import getpass
 import logging
 import os
 import secrets
@@ -20,13 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsprobe.actors.turns import Tenant
 from dsprobe.config import ExecutionConfig
 from dsprobe.errors import PrerequisiteError
+from dsprobe.untrusted import redacted
 
 LOGGER = logging.getLogger("dsprobe.actors.ray")
 
 NAMESPACE = "dsprobe"
 """Ray namespace of the replica pools."""
+
+USER_VARIABLE = "DSPROBE_USER"
+"""Environment variable with a label of the person, where the login name says nothing."""
 
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -79,6 +85,32 @@ def ray_session(execution: ExecutionConfig, *, include_dashboard: bool = True) -
             yield session
 
 
+def current_tenant(user: str | None = None) -> Tenant:
+    """Who this process is on the connected cluster: its driver's Ray job, and a label of the person.
+
+    Args:
+        user: The label; the variable `DSPROBE_USER`, or the login name, unless given.
+    """
+    import ray
+
+    return Tenant(job=ray.get_runtime_context().get_job_id(), user=user or os.environ.get(USER_VARIABLE) or _login())
+
+
+def is_private() -> bool:
+    """Whether this process started the connected Ray instance, which then ends with it and all that runs there."""
+    from ray._private import worker  # Ray 2.60 has no public call
+
+    node = worker._global_node
+    return node is not None and bool(node.is_head())
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return str(os.getuid())
+
+
 @contextmanager
 def _private_instance(include_dashboard: bool) -> Iterator[Session]:
     import ray
@@ -109,16 +141,30 @@ def _cluster(address: str) -> Iterator[Session]:
     try:
         ray.init(address=address, **_common_options())
     except (ConnectionError, ValueError, ray.exceptions.RayError) as error:  # a malformed address is a ValueError
-        raise PrerequisiteError(
-            f"No Ray cluster answers at `{address}` ({error}). Start one with `ray up cluster.yaml`, or use "
-            "`execution.address: local`. Joining a cluster behind a token takes RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH."
-        ) from error
+        raise PrerequisiteError(_about_cluster(address, error)) from error
     try:
         with _quiet_driver():
             yield _describe(private=False)
     finally:
         ray.shutdown()
+
+
+def _about_cluster(address: str, error: Exception) -> str:
+    lines = [line.strip() for line in redacted(str(error)).split("\n") if line.strip()]
+    said = (lines[-1] if address.startswith("ray://") else lines[0])[:300] if lines else type(error).__name__
+    if address.startswith("ray://"):
+        how = (
+            "Through an SSH tunnel (ssh -L 10001:127.0.0.1:10001 HEAD) it is ray://127.0.0.1:10001. Ray and Python "
+            "must be those of the cluster. Where starting the client server failed, try again; heads that are started "
+            "with GRPC_ENABLE_FORK_SUPPORT=0 do not have that trouble."
+        )
+    else:
+        how = (
+            "Start one with `ray up cluster.yaml`, or use `execution.address: local`. From outside a cluster, use Ray "
+            "client (ray://127.0.0.1:10001 through an SSH tunnel) or submit a job."
+        )
+    token = "A cluster behind a token takes RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE."
+    return f"No Ray cluster answers at `{redacted(address)}` ({said}). {how} {token}"
 
 
 def _common_options() -> dict[str, Any]:
@@ -130,7 +176,7 @@ def _describe(*, private: bool) -> Session:
 
     context = ray.get_runtime_context()
     url: str | None = None
-    if not _is_client():
+    if not is_client():
         url = ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
     token = os.environ.get("RAY_AUTH_TOKEN_PATH")
     return Session(
@@ -141,7 +187,7 @@ def _describe(*, private: bool) -> Session:
     )
 
 
-def _is_client() -> bool:
+def is_client() -> bool:
     """Whether this process is connected by Ray client (``ray://``), which has the API and nothing behind it."""
     from ray.util.client import ray as client
 

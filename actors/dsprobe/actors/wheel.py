@@ -105,13 +105,13 @@ def for_ray(wheel: Path, folder: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             files = {name: archive.read(name) for name in archive.namelist()}
         metadata = next(name for name in files if name.endswith(".dist-info/METADATA"))
-    except (OSError, zipfile.BadZipFile, StopIteration) as error:
+        files[metadata] = _without_requirements(files[metadata])
+        record = metadata.removesuffix("METADATA") + "RECORD"
+        files[record] = _recorded(files[record], metadata, files[metadata])
+        name, release, *_, python, abi, platform = wheel.stem.split("-")
+    except (OSError, zipfile.BadZipFile, StopIteration, KeyError, ValueError) as error:
         raise ConfigError(f"`{wheel}` is no wheel: {type(error).__name__}: {error}") from None
-    files[metadata] = _without_requirements(files[metadata])
-    record = metadata.removesuffix("METADATA") + "RECORD"
-    files[record] = _recorded(files[record], metadata, files[metadata])
     digest = hashlib.sha256(b"".join(name.encode() + b"\0" + files[name] for name in sorted(files))).hexdigest()
-    name, release, *_, python, abi, platform = wheel.stem.split("-")
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / f"{name}-{release}-0{digest[:12]}-{python}-{abi}-{platform}.whl"
     with zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol
 
 from dsprobe.errors import DSProbeError, StorageError
 from dsprobe.experiment.evaluated import EvaluatedBatch
 from dsprobe.storage.reducer import ReducerState
+from dsprobe.telemetry.logs import log_context
+from dsprobe.telemetry.spans import span
+
+LOGGER = logging.getLogger("dsprobe.actors.writing")
 
 
 class ShardSink(Protocol):
@@ -19,8 +25,8 @@ class ShardSink(Protocol):
         """Statistics of what was added."""
 
     @property
-    def bytes_written(self) -> int:
-        """Bytes of the attempt's finished files."""
+    def bytes_written(self) -> Mapping[str, int]:
+        """Bytes of the attempt's finished files by kind."""
 
     def add(self, batch: EvaluatedBatch) -> None:
         """Take the shard's next batch; its arrays are read-only."""
@@ -56,8 +62,8 @@ class Written(NamedTuple):
     """Its statistics, the same from any attempt."""
     won: bool
     """False where another driver's attempt was first, and counts."""
-    bytes: int
-    """Of its files."""
+    bytes: Mapping[str, int]
+    """Of its files, by kind."""
 
 
 def write_shard(store: Store, shard_id: str, batches: Iterable[EvaluatedBatch]) -> Written:
@@ -70,18 +76,22 @@ def write_shard(store: Store, shard_id: str, batches: Iterable[EvaluatedBatch]) 
     """
     with _storage_errors(shard_id):
         writer = store.open_attempt(shard_id)
+    number = 0
     try:
-        for batch in batches:
-            with _storage_errors(shard_id):
+        for batch in batches:  # enumerate() would keep the last one
+            with log_context(shard=shard_id, batch=number), span("write"), _storage_errors(shard_id):
                 writer.add(batch)
             del batch  # its memory is free before the next one is asked for
-        with _storage_errors(shard_id):
+            number += 1
+        with log_context(shard=shard_id), span("commit"), _storage_errors(shard_id):
             won = writer.commit()
+            size = writer.bytes_written
+            LOGGER.info("Committed, %d bytes" if won else "Another attempt was first, %d bytes", sum(size.values()))
     except BaseException:
         with suppress(OSError, StorageError):  # what stays behind was never committed, so nobody reads it
             writer.abort()
         raise
-    return Written(writer.state, won, writer.bytes_written)
+    return Written(writer.state, won, size)
 
 
 @contextmanager
@@ -97,3 +107,11 @@ def describe(error: BaseException) -> str:
     """One line for the user: a message raised on purpose as it is, any other with its class."""
     text = " ".join(str(error).split())
     return text if isinstance(error, DSProbeError) else f"{type(error).__name__}: {text}"
+
+
+def without_text(reason: str) -> str:
+    """What `describe` said, fit for logs and statuses.
+
+    Of an unexpected error the class alone is left: its message may quote a prompt or a reply.
+    """
+    return re.sub(r"^([A-Za-z_]\w*): .*", r"\1", reason, flags=re.DOTALL)

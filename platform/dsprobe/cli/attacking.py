@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsprobe.cli.options import JsonOption, ShowTextOption, component, emit, key_values, read_guardrail
+from dsprobe.cli.options import (
+    EXIT_INTERRUPTED,
+    JsonOption,
+    ShowTextOption,
+    component,
+    emit,
+    key_values,
+    read_guardrail,
+)
 from dsprobe.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -16,8 +24,6 @@ if TYPE_CHECKING:
     from dsprobe.attacks.case import AttackCase
     from dsprobe.config import ModelConfig
     from dsprobe.models.base import LanguageModel
-
-EXIT_INTERRUPTED = 130
 
 
 def attack(
@@ -70,7 +76,7 @@ def attack(
         show_text=show_text,
     )
     try:
-        result = _run(_model_config(model, revision, device), request, delay, as_json=as_json)
+        result = _run(model_config(model, revision, device), request, delay, as_json=as_json)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -119,7 +125,7 @@ def _check_without_weights(config: ModelConfig, request: AttackRequest) -> None:
         ATTACKS.build(request.attack.name, request.attack.params).render(prompt, model, length)
 
 
-def _model_config(model: str, revision: str | None, device: str) -> ModelConfig:
+def model_config(model: str, revision: str | None, device: str) -> ModelConfig:
     """An embedded model by name, or a folder or hub id.
 
     Raises:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,9 @@ def show_counts(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None
         def count(done: int, total: int) -> None:
             if not total:
                 return
-            counts = {f"{unit}_{state}": 0 for unit in ("shards", "trajectories") for state in ("skipped", "failed")}
+            counts: dict[str, Any] = {
+                f"{unit}_{state}": 0 for unit in ("shards", "trajectories") for state in ("skipped", "failed")
+            }
             counts |= {"shards_total": total, "shards_done": done, "shards_elsewhere": 0, "retries": 0}
             counts |= {"trajectories_total": total, "trajectories_done": done}
             show(Progress(**counts, elapsed_s=time.monotonic() - start))
@@ -112,3 +114,10 @@ def _note(progress: Progress) -> str:
     if progress.trajectories_failed:
         parts.append(f"{progress.trajectories_failed} failed")
     return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in hours, minutes and seconds."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from dsprobe.cli.options import JsonOption, emit
+from dsprobe.cli.options import EXIT_INTERRUPTED, JsonOption, emit
 
 if TYPE_CHECKING:
     from dsprobe.actors.jobs import JobRecord, Jobs
-
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(help="Jobs on a Ray cluster.", no_args_is_help=True)
 

@@ -28,10 +28,12 @@ from dsprobe.cli import (
     submitting,
     sweeping,
     toy,
+    tracing,
     transferring,
     upkeep,
 )
 from dsprobe.errors import ConfigError, DSProbeError
+from dsprobe.models import remote
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -54,6 +56,7 @@ app.command("hypotheses", rich_help_panel="Experiments")(hypotheses.hypotheses)
 app.command("attack", rich_help_panel="Experiments")(attacking.attack)
 app.command("score", rich_help_panel="Results")(scoring.score)
 app.command("status", rich_help_panel="Results")(status.status)
+app.command("trace", rich_help_panel="Results")(tracing.trace)
 app.command("compact", rich_help_panel="Results")(results.compact)
 app.command("reduce", rich_help_panel="Results")(reducing.reduce)
 app.command("report", rich_help_panel="Results")(results.report)
@@ -69,6 +72,8 @@ app.add_typer(submitting.app, name="submit", rich_help_panel="Cluster")
 app.add_typer(pools.app, name="pool", rich_help_panel="Cluster")
 app.add_typer(jobs.app, name="jobs", rich_help_panel="Cluster")
 app.command("doctor", rich_help_panel="Environment")(inspection.doctor)
+
+remote.use("dsprobe.actors.weights:WeightCache")
 
 
 def main() -> None:

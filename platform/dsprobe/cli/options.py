@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from dsprobe.sweeps.config import SweepConfig
     from dsprobe.sweeps.library import Kind
 
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
     list[str] | None,

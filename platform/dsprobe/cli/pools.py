@@ -2,62 +2,91 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+import os
+import re
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsprobe.cli.display import duration
 from dsprobe.cli.options import JsonOption, SetOption, emit
 
 if TYPE_CHECKING:
-    from dsprobe.actors.replica import ReplicaInfo
+    from collections.abc import Sequence
+
+    from dsprobe.actors.pools import PoolStatus
+    from dsprobe.actors.session import Session
+    from dsprobe.config import ExecutionConfig, ModelConfig
 
 app = typer.Typer(name="pool", help="Replica pools of a running cluster.", no_args_is_help=True)
 
 AddressOption = Annotated[
-    str, typer.Option(help="Ray address; auto follows RAY_ADDRESS or finds a cluster on this machine.")
+    str,
+    typer.Option(
+        help="Ray address: auto follows RAY_ADDRESS or finds a cluster on this machine; ray://HOST:10001 by Ray client."
+    ),
 ]
+NameArgument = Annotated[str, typer.Argument(help="Pool name.")]
 
 
 @app.command()
 def start(
-    config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A run's YAML file or recipe: its `execution` and its models.")
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|CONFIG", help="A name for a pool, or a run's YAML file or recipe: its `execution` and models."
+        ),
     ],
     overrides: SetOption = None,
-    name: Annotated[str | None, typer.Option(help="Pool name; `execution.pool` unless given.")] = None,
+    name: Annotated[str | None, typer.Option(help="With CONFIG: the name; `execution.pool` unless given.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Replicas.")] = None,
+    num_gpus: Annotated[float | None, typer.Option(min=0.0, help="GPUs of each.")] = None,
+    num_cpus: Annotated[float | None, typer.Option(min=0.0, help="CPUs of each.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="Load it at once: an embedded model or a folder. Repeatable.")
+    ] = None,
+    idle_minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="End the pool after so long without work; 0 never.")
+    ] = None,
     address: AddressOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Start the pool that a configuration asks for, and let it load the models; a running one gets what is missing."""
+    """Start a pool and let it load models; a running one gets the replicas that it lacks."""
     from dsprobe.actors.pool import ReplicaPool
+    from dsprobe.actors.pools import pool_status
     from dsprobe.actors.room import room_limit
-    from dsprobe.cli.options import load
     from dsprobe.models.checkpoint import inspect_checkpoint
 
-    loaded = load(config, [*(overrides or ()), f"execution.address={address}"]).config
-    _require_cluster(loaded.execution.address)
-    for model in loaded.models:
+    _require_cluster(address)
+    given = {"replicas": replicas, "num_gpus": num_gpus, "num_cpus": num_cpus}
+    given["pool_idle_s"] = None if idle_minutes is None else 60 * idle_minutes
+    changes = [f"execution.{key}={value}" for key, value in given.items() if value is not None]
+    execution, wanted = _asked(source, [*(overrides or ()), *changes, f"execution.address={address}"], models)
+    for model in wanted:
         inspect_checkpoint(model)
-    execution = loaded.execution
     with _connected(address):
-        pool = ReplicaPool.get_or_create(
-            name or execution.pool, execution, loaded.models, room_limit_s=room_limit(execution)
-        )
-        infos = pool.info()
-    emit(_content(pool.name, infos)) if as_json else print(f"Pool `{pool.name}`: {len(infos)} replicas.")
+        pool = ReplicaPool.get_or_create(name or execution.pool, execution, wanted, room_limit_s=room_limit(execution))
+        status = pool_status(pool.name)
+    if as_json:
+        emit(status.to_dict())
+    else:
+        print(f"Pool `{status.name}`: {len(status.replicas)} replicas.")
 
 
 @app.command("list")
 def list_pools(address: AddressOption = "auto", as_json: JsonOption = False) -> None:
-    """Show every pool: its replicas, where they are, the models that they hold, and what they do."""
-    from dsprobe.actors.pool import ReplicaPool
+    """Show every pool: replicas, nodes, models, who has the turn, who waits, and when it ends if nobody comes."""
+    from dsprobe.actors.pools import pool_statuses
 
     _require_cluster(address)
     with _connected(address):
-        found = {name: ReplicaPool.connect(name).info() for name in ReplicaPool.running()}
+        found = pool_statuses()
     if as_json:
-        emit([_content(name, infos) for name, infos in found.items()])
+        emit([status.to_dict() for status in found])
     elif not found:
         print("No pool runs.")
     else:
@@ -66,23 +95,47 @@ def list_pools(address: AddressOption = "auto", as_json: JsonOption = False) -> 
 
 @app.command()
 def stop(
-    name: Annotated[str, typer.Argument(help="Pool name.")],
-    force: Annotated[bool, typer.Option("--force", help="Even while a replica runs somebody's shard.")] = False,
+    name: NameArgument,
+    force: Annotated[bool, typer.Option("--force", help="Even while somebody's work is under way.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     address: AddressOption = "auto",
 ) -> None:
     """End a pool and give its resources back. Shards under way are run again by whoever asked for them."""
     from dsprobe.actors.pool import ReplicaPool
-    from dsprobe.errors import ConfigError
+    from dsprobe.actors.pools import pool_status
+    from dsprobe.errors import PrerequisiteError
 
     _require_cluster(address)
     with _connected(address):
-        pool = ReplicaPool.connect(name)
-        busy = [info.shard_id for info in pool.info() if info.shard_id is not None]
-        if busy and not force:
-            raise ConfigError(f"{len(busy)} replicas of pool `{name}` run a shard, e.g. {busy[0]}. Wait, or --force.")
-        count = len(pool.replicas)
-        pool.stop()
+        status = pool_status(name)
+        if not force:
+            _require_idle(status)
+        count = len(status.replicas) + status.pending
+        if not yes and sys.stdin.isatty():
+            typer.confirm(f"End pool `{name}` with {count} replicas?", abort=True)
+        gone = ReplicaPool.end(name)
+    if not gone:
+        raise PrerequisiteError(f"Pool `{name}` was ended, and somebody's run has started it again; stop that first.")
     print(f"Pool `{name}` is gone: {count} replicas.")
+
+
+def _asked(
+    source: str, overrides: Sequence[str], models: Sequence[str] | None
+) -> tuple[ExecutionConfig, Sequence[ModelConfig]]:
+    """What an argument stands for: a configuration's execution and models, or a name with everything from options."""
+    from dsprobe.cli.attacking import model_config
+    from dsprobe.cli.options import load
+    from dsprobe.config import RunConfig
+    from dsprobe.config_loader import load_config
+    from dsprobe.sweeps.library import recipes
+
+    named = [model_config(model, None, "auto") for model in models or ()]
+    if re.fullmatch(r"[A-Za-z0-9_-]+", source) and source not in recipes("run") and not Path(source).exists():
+        text = f"{{models: [toy-diffusion], prompts: [{{source: toy}}], execution: {{pool: {json.dumps(source)}}}}}"
+        loaded = load_config(source, overrides, os.environ, schema=RunConfig, recipes={source: text})
+        return loaded.config.execution, named
+    config = load(source, list(overrides)).config
+    return config.execution, named or config.models
 
 
 def _require_cluster(address: str) -> None:
@@ -92,34 +145,56 @@ def _require_cluster(address: str) -> None:
         raise ConfigError("`local` would start an instance that ends with this command. Give a cluster's address.")
 
 
-def _connected(address: str) -> Any:
+def _require_idle(status: PoolStatus) -> None:
+    """Refuse to end what somebody uses.
+
+    Raises:
+        ConfigError: Somebody's work is under way; the message says whose.
+    """
+    from dsprobe.actors.pools import describe_work
+    from dsprobe.errors import ConfigError
+
+    if status.pending and not status.replicas:
+        raise ConfigError(
+            f"No replica of pool `{status.name}` answers, so nobody knows whether one is at work. --force ends it."
+        )
+    if status.works:
+        number, works = next(iter(status.works.items()))
+        raise ConfigError(
+            f"{len(status.works)} replicas of pool `{status.name}` are at work, e.g. replica {number} for "
+            f"{describe_work(works[0])}. Wait, or --force."
+        )
+
+
+def _connected(address: str) -> AbstractContextManager[Session]:
     from dsprobe.actors.session import ray_session
     from dsprobe.config import ExecutionConfig
 
     return ray_session(ExecutionConfig(address=address))
 
 
-def _content(name: str, infos: list[ReplicaInfo]) -> dict[str, Any]:
-    replicas = [
-        {key: value for key, value in asdict(info).items() if key != "configs"} | {"index": index}
-        for index, info in enumerate(infos)
-    ]
-    return {"pool": name, "replicas": replicas}
-
-
-def _print(found: dict[str, list[ReplicaInfo]]) -> None:
+def _print(found: Sequence[PoolStatus]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table()
-    for column in ("pool", "replica", "node", "process", "GPUs", "CPUs", "models", "batches", "at"):
-        table.add_column(column)
-    for name, infos in found.items():
-        for index, info in enumerate(infos):
-            cells = (
-                name, str(index), info.node_id[:8], str(info.pid), ", ".join(info.gpus) or "none",
-                f"{info.spec.num_cpus:g}", ", ".join(info.models), str(info.batches), info.shard_id or "idle",
-            )  # fmt: skip
-            table.add_row(*map(escape, cells))
+    from dsprobe.actors.pools import describe_work
+    from dsprobe.reports.text import visible
+
+    table = Table(title="Pools", title_justify="left")
+    for column in ("pool", "replica", "node", "process", "GPUs", "models", "at", "waiting", "pool ends in"):
+        table.add_column(column, overflow="fold")
+
+    def add(*cells: Any) -> None:
+        table.add_row(*(Text(visible(str(cell)) if cell != "" else "") for cell in cells))
+
+    for status in found:
+        for number, info in status.replicas.items():
+            works = info.turns.works
+            at = describe_work(works[0]) if works else f"idle for {duration(info.turns.idle_s)}"
+            gpus, models = ", ".join(info.gpus) or "none", ", ".join(info.models)
+            ends = "never" if status.ends_in_s is None else "" if status.works else duration(status.ends_in_s)
+            add(status.name, number, info.node_id[:8], info.pid, gpus, models, at, len(works[1:]) or "", ends)
+        if status.pending:
+            add(status.name, f"{status.pending} more", "", "", "", "", "coming up, or without room", "", "")
     Console().print(table)

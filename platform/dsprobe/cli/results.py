@@ -106,10 +106,10 @@ def write_report(store: RunStore, *, show_text: bool) -> str:
         Path or URL of ``index.html``.
     """
     from dsprobe.reports.build import build_report
+    from dsprobe.telemetry.spans import span
 
-    data = report_data(store, show_text=show_text)
-    with tempfile.TemporaryDirectory() as folder:
-        build_report(data, Path(folder))
+    with span("report"), tempfile.TemporaryDirectory() as folder:
+        build_report(report_data(store, show_text=show_text), Path(folder))
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             store.objects.put(f"report/{file.relative_to(folder).as_posix()}", file.read_bytes())
     return f"{store.url}/report/index.html"

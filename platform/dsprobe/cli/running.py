@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsprobe.cli.display import show_progress
-from dsprobe.cli.options import ConfigArgument, JsonOption, SetOption, ShowTextOption, emit, load, read_guardrail
+from dsprobe.cli.options import (
+    EXIT_INTERRUPTED,
+    ConfigArgument,
+    JsonOption,
+    SetOption,
+    ShowTextOption,
+    emit,
+    load,
+    read_guardrail,
+)
 from dsprobe.errors import IncompleteRunError, PrerequisiteError
 
 if TYPE_CHECKING:
@@ -24,8 +33,6 @@ if TYPE_CHECKING:
     from dsprobe.storage.run_store import RunStore
     from dsprobe.storage.status import StatusWriter
     from dsprobe.sweeps.library import Kind
-
-EXIT_INTERRUPTED = 130
 
 
 def run(
@@ -46,12 +53,14 @@ def run(
 ) -> None:
     """Run an experiment: generate, record every step, reduce, report. Running it again does only what is missing."""
     from dsprobe.experiment.plan import resolve
+    from dsprobe.storage.spans import keep_spans
 
     given = [*(overrides or ()), *shorthands(limit, output, executor, config, overrides)]
     loaded = load(config, [*given, *_with_guardrails(config, given, guardrail or ())])
     plan = resolve(loaded.config)
     store, outcome = carry_out(plan, loaded.sources, quiet=as_json)
     path = _write_report(store, show_text) if report else None
+    keep_spans(store.objects)
     _conclude(plan, store, outcome, path, as_json)
     outcome.raise_if_incomplete()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsprobe.cli.display import show_counts
-from dsprobe.cli.options import JsonOption, RunArgument, ShowTextOption, emit
+from dsprobe.cli.options import EXIT_INTERRUPTED, JsonOption, RunArgument, ShowTextOption, emit
 from dsprobe.cli.score_sheets import line, sheets
 from dsprobe.cli.sheets import print_terminal
 from dsprobe.errors import ConfigError
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from dsprobe.experiment.plan import Plan
     from dsprobe.judges.labels import HumanLabels
     from dsprobe.storage.run_store import RunStore
-
-EXIT_INTERRUPTED = 130
 
 
 def score(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsprobe.cli.display import duration
 from dsprobe.cli.options import JsonOption, RunArgument, emit
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from dsprobe.storage.status import DriverStatus
 
 EXIT_INCOMPLETE = 1
-FRONT_ROWS = 12
-"""Points of a front that are shown."""
+ROWS = 12
+"""Points of a front, and conditions, that are shown."""
 
 
 def status(
@@ -95,25 +96,41 @@ def _view(found: RunStatus) -> RenderableType:
     for name, value in _facts(found):
         facts.add_row(name, value)
     driver = found.driver
-    return Group(facts, _front(found, driver)) if driver is not None and driver.front else facts
+    shown: list[RenderableType] = [facts]
+    if found.harm or (driver is not None and driver.conditions):
+        shown.append(_conditions(found, driver))
+    if driver is not None and driver.front:
+        shown.append(_front(found, driver))
+    return Group(*shown)
 
 
 def _facts(found: RunStatus) -> list[tuple[str, str]]:
     """What is shown, as names and texts."""
     from rich.markup import escape
 
+    from dsprobe.reports.text import visible
+
     driver = found.driver
     counts = driver.counts if driver else {}
-    rows = [(found.kind, f"{escape(found.run_id)}  [bold]{found.word}[/bold]"), ("at", escape(found.url))]
+    rows = [
+        (found.kind, f"{escape(visible(found.run_id))}  [bold]{found.word}[/bold]"),
+        ("at", escape(visible(found.url))),
+    ]
     rows.append(("done", _done(found, counts) + _left(found)))
     if found.kind == "run":
         rows.append(("conditions", str(found.conditions)))
+    if driver is not None and found.under_way:
+        rows += _machinery(counts)
+    if counts.get("bytes_written"):
+        rows.append(("written", f"{_bytes(counts['bytes_written'] or 0)} by the last driver"))
     trouble = [f"{int(counts.get(name) or 0)} {word}" for name, word in _TROUBLE.items() if counts.get(name)]
     if trouble:
         rows.append(("trouble", ", ".join(trouble)))
-    rows += [("driver", escape(_driver(one))) for one in found.drivers]
+    reasons = driver.reasons if driver else {}
+    rows += [("", f"{times} x {escape(visible(reason))}") for reason, times in reasons.items()]
+    rows += [("driver", escape(visible(_driver(one)))) for one in found.drivers]
     if found.tables:
-        rows.append(("tables", f"{escape(found.url)}/tables"))
+        rows.append(("tables", f"{escape(visible(found.url))}/tables"))
     return rows
 
 
@@ -122,6 +139,21 @@ _TROUBLE = {
     "shards_failed": "shards failed",
     "failed": "trials failed",
 }
+
+
+def _machinery(counts: dict[str, float | None]) -> list[tuple[str, str]]:
+    """What a cluster does for a run, by its driver's last word."""
+    if "replicas_up" not in counts:
+        return []
+    up, pending, draining, queued, inflight = (
+        int(counts.get(name) or 0)
+        for name in ("replicas_up", "replicas_pending", "replicas_draining", "queued", "inflight")
+    )
+    return [
+        ("replicas", f"{up} up, {pending} coming up or without room, {draining} on nodes about to go"),
+        ("shards", f"{queued} waiting, {inflight} handed out"),
+        ("reducers", f"{counts.get('lag_s') or 0:.1f} s behind"),
+    ]
 
 
 def _done(found: RunStatus, counts: dict[str, float | None]) -> str:
@@ -149,29 +181,64 @@ def _left(found: RunStatus) -> str:
     if not (found.under_way and done and elapsed and total):
         return ""
     settled = done + (counts.get("trajectories_skipped") or 0) + (counts.get("trajectories_failed") or 0)
-    return f", {done / elapsed:.1f}/s, about {_duration((total - settled) * elapsed / done)} left"
+    return f", {done / elapsed:.1f}/s, about {duration((total - settled) * elapsed / done)} left"
 
 
 def _driver(driver: DriverStatus) -> str:
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(driver.started))
     job = f", job {driver.job}" if driver.job else ""
-    state = f"not heard of for {_duration(driver.silent_s)}" if driver.lost else driver.state
+    state = f"not heard of for {duration(driver.silent_s)}" if driver.lost else driver.state
     stage = f" ({driver.stage})" if driver.state == "running" else ""
     return f"dsprobe {driver.command} on {driver.host}, process {driver.pid}{job}, since {began}: {state}{stage}"
 
 
-def _front(found: RunStatus, driver: DriverStatus) -> RenderableType:
+def _conditions(found: RunStatus, driver: DriverStatus | None) -> RenderableType:
+    """Shards by condition, and harm where there are tables; the most harmful first."""
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"Front so far: {len(driver.front)} settings", title_justify="left")
+    from dsprobe.reports.text import visible
+
+    progress = driver.conditions if driver else {}
+    names = sorted({*progress, *found.harm}, key=lambda name: (-found.harm.get(name, 0.0), name))
+    more = f"; {len(names) - ROWS} more are not shown" if len(names) > ROWS else ""
+    table = Table()
+    table.add_column("condition", overflow="fold")
+    table.add_column("shards", justify="right")
+    if found.harm_judge is not None:
+        table.add_column(Text(visible(f"harmful by {found.harm_judge}")), justify="right")
+    for name in names[:ROWS]:
+        cells: list[RenderableType] = [
+            Text(visible(name)),
+            "–" if name not in progress else "{} of {}".format(*progress[name]),
+        ]
+        if found.harm_judge is not None:
+            cells.append(f"{found.harm[name]:.1%}" if name in found.harm else "–")
+        table.add_row(*cells)
+    return Group(f"\nConditions{more}", table)
+
+
+def _front(found: RunStatus, driver: DriverStatus) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from dsprobe.reports.text import visible
+
+    volume = driver.counts.get("hypervolume")
+    spans = f", hypervolume {volume:.3g}" if volume else ""
+    table = Table()
     for name in found.objectives:
-        table.add_column(name, justify="right")
-    for point in sorted(driver.front)[:FRONT_ROWS]:
+        table.add_column(Text(visible(name)), justify="right")
+    for point in sorted(driver.front)[:ROWS]:
         table.add_row(*(f"{value:.3g}" for value in point))
-    return table
+    return Group(f"\nFront so far: {len(driver.front)} settings{spans}", table)
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+def _bytes(amount: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:.3g} TB"

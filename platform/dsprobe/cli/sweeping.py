@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dsprobe.cli.display import show_progress
-from dsprobe.cli.options import ConfigArgument, JsonOption, SetOption, ShowTextOption, emit, load_sweep
-from dsprobe.cli.running import EXIT_INTERRUPTED, absolute, announced_session
+from dsprobe.cli.options import (
+    EXIT_INTERRUPTED,
+    ConfigArgument,
+    JsonOption,
+    SetOption,
+    ShowTextOption,
+    emit,
+    load_sweep,
+)
+from dsprobe.cli.running import absolute, announced_session
 
 if TYPE_CHECKING:
     from dsprobe.storage.run_store import RunStore
@@ -33,6 +42,7 @@ def sweep(
 ) -> None:
     """Search guardrail settings for the Pareto front of harm against fluency and cost."""
     from dsprobe.storage.run_store import RunStore
+    from dsprobe.storage.spans import keep_spans
     from dsprobe.sweeps.pipeline import resolve_sweep, sweep_manifest
 
     loaded = load_sweep(config, [*(overrides or ()), *_shorthands(trials, limit, output, config, overrides)])
@@ -50,6 +60,7 @@ def sweep(
         print("Interrupted. Finished trials are kept; the same command resumes the sweep.", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     path = _write_report(store, show_text) if report else None
+    keep_spans(store.objects)
     _conclude(plan, store.url, result, path, as_json)
 
 
@@ -72,8 +83,11 @@ def _shorthands(
 def _run(plan: SweepPlan, store: RunStore, *, quiet: bool) -> SweepResult:
     from dsprobe.storage.status import reporting, told
     from dsprobe.sweeps.pipeline import Listener, run_sweep
+    from dsprobe.telemetry.spans import span
 
     def stage(name: str) -> None:
+        under_way.close()
+        under_way.enter_context(span("sweep", name))
         status.tell(stage=name)
         if not quiet:
             print(f"- {name}", file=sys.stderr)
@@ -83,6 +97,7 @@ def _run(plan: SweepPlan, store: RunStore, *, quiet: bool) -> SweepResult:
         reporting(store.objects, "sweep") as status,
         announced_session(plan.config.experiment.execution, quiet=quiet),
         show_progress(quiet=quiet) as progress,
+        ExitStack() as under_way,
     ):
         return run_sweep(plan, store, Listener(search=told(status, shown, "search"), stage=stage, run=progress))
 

@@ -68,8 +68,13 @@ class _Search(_Part):
     sampler: _Sampler
 
 
+class _Objective(_Part):
+    name: str
+
+
 class _Sweep(_Part):
     search: _Search
+    objectives: list[_Objective] = []
 
 
 class _Shape(_Part):

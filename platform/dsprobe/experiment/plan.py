@@ -26,6 +26,7 @@ from dsprobe.models.checkpoint import CheckpointFacts, inspect_checkpoint
 from dsprobe.prompts.base import PromptSet
 from dsprobe.prompts.load import load_prompts
 from dsprobe.risk import SCORERS
+from dsprobe.telemetry.spans import span
 from dsprobe.untrusted import local_path
 
 SHARD_FORMAT = 3
@@ -87,6 +88,7 @@ class Plan:
         return next(m for m in self.config.models if m.name == condition.model)
 
 
+@span("plan")
 def resolve(config: RunConfig) -> Plan:
     """Turn a configuration into conditions and shards without loading a model.
 

@@ -15,6 +15,7 @@ from dsprobe.attacks.base import Rendered
 from dsprobe.config import ModelConfig
 from dsprobe.decoding.canvas import by_width, in_batches
 from dsprobe.decoding.records import I8, RAW_NONE, RowKey, TrajectoryBatch
+from dsprobe.errors import CheckpointError
 from dsprobe.experiment.decode import decode_rows, evaluate_rows
 from dsprobe.experiment.evaluated import Condition, EvaluatedBatch
 from dsprobe.experiment.plan import Plan, RowRef, Shard
@@ -25,6 +26,7 @@ from dsprobe.judges import build_judges
 from dsprobe.models.base import LanguageModel
 from dsprobe.prompts.base import Prompt
 from dsprobe.risk import SCORERS, RiskScorer
+from dsprobe.telemetry.spans import span
 
 
 class ShardRunner:
@@ -37,6 +39,7 @@ class ShardRunner:
     """
 
     def __init__(self, plan: Plan, model: LanguageModel, load: Callable[[ModelConfig], LanguageModel]) -> None:
+        _check_weights(plan, model)
         self.plan, self.model, self._load = plan, model, load
         scorer = plan.config.risk.scorer
         self.scorer: RiskScorer = SCORERS.build(scorer.name, scorer.params, model)
@@ -86,6 +89,7 @@ class ShardRunner:
             for part in in_batches(indices, self.plan.config.execution.batch_size):
                 yield [shard.rows[i] for i in part], [rendered[i] for i in part]
 
+    @span("generate", "decode")
     def _decode(
         self,
         condition: Condition,
@@ -107,6 +111,7 @@ class ShardRunner:
             raw_B=raw_B,
         )
 
+    @span("judge", "judge and measure")
     def evaluate(self, condition: Condition, prompts: list[Prompt], batch: TrajectoryBatch) -> EvaluatedBatch:
         """Add texts, verdicts and temporal measures to a batch of trajectories.
 
@@ -117,3 +122,19 @@ class ShardRunner:
         """
         threshold = self.plan.config.risk.threshold
         return evaluate_rows(self.model, condition, prompts, batch, judges=self.judges, threshold=threshold)
+
+
+def _check_weights(plan: Plan, model: LanguageModel) -> None:
+    """Refuse a model that is not the one that the plan was made for.
+
+    Its files may differ from machine to machine, or have been replaced since the plan was made or a pool loaded them.
+
+    Raises:
+        CheckpointError: Its digest is another.
+    """
+    planned = plan.models[model.info.name].digest
+    if planned != model.info.digest:
+        raise CheckpointError(
+            f"Model `{model.info.name}` was loaded from {model.info.source} with digest {model.info.digest[:12]}…; the "
+            f"plan was made for {planned[:12]}…. Give every machine the same files, or end the pool and run again."
+        )

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig
 
 from dsprobe.config import ModelConfig
 from dsprobe.errors import CheckpointError, unknown_name
-from dsprobe.models import hub
+from dsprobe.models import hub, remote
 from dsprobe.models.base import ModelKind
 from dsprobe.models.layouts import (
     DIFFUSION_FAMILIES,
@@ -30,6 +30,11 @@ from dsprobe.models.layouts import (
     native_config,
 )
 from dsprobe.untrusted import local_path, parse_json, parse_record
+
+INDEX: Final = "model.safetensors.index.json"
+"""Names the weight files, where there are several."""
+SINGLE: Final = "model.safetensors"
+"""The weight file, where there is one."""
 
 MASK_TEXTS: Final = ("<|mask|>", "<|mdm_mask|>", "<mask>", "[MASK]")
 """Spellings of the mask token in published tokenizers."""
@@ -57,7 +62,8 @@ class CheckpointFacts:
     name: str
     """Label from the configuration."""
     path: Path | None
-    """Resolved local folder; `None` for a hub id, whose weights are fetched at load."""
+    """Resolved local folder; of a URL its outline, see `dsprobe.models.remote`; `None` for a hub id. The weights of the
+    last two are fetched at load."""
     family: Family
     kind: ModelKind
     vocab_size: int
@@ -73,7 +79,8 @@ class CheckpointFacts:
     parameter_bytes: int
     """Size of all weights on disk; 0 for a hub id."""
     digest: str
-    """SHA-256 over all files that loading reads; for a hub id over id and commit."""
+    """SHA-256 over all files that loading reads; for a hub id over id and commit, for a URL over what the store tells
+    of each file."""
     revision: str | None
 
 
@@ -81,19 +88,22 @@ def inspect_checkpoint(config: ModelConfig) -> CheckpointFacts:
     """Read what a checkpoint says about itself.
 
     Args:
-        config: Embedded model (no `path`), local folder, or hub id with a pinned `revision`.
+        config: Embedded model (no `path`), local folder, URL, or hub id with a pinned `revision`.
 
     Raises:
         ConfigError: Unknown embedded model, path that is neither folder nor hub id, or missing revision.
         CheckpointError: The folder is not a supported layout, or holds no safetensors file.
-        PrerequisiteError: A hub id is not cached and cannot be fetched.
+        PrerequisiteError: A hub id is not cached and cannot be fetched, or no room for a URL's outline.
+        StorageError: The store behind a URL fails.
     """
+    if remote.is_url(config.path):
+        return _inspect_url(config, remote.source(config))
     folder = local_folder(config)
     return _inspect_hub(config) if folder is None else inspect_folder(config, folder)
 
 
 def local_folder(config: ModelConfig) -> Path | None:
-    """The folder of an embedded or local model; `None` for a hub id."""
+    """The folder of an embedded or local model; `None` for a hub id or URL."""
     if config.path is None:
         from dsprobe.toy.assets import EMBEDDED_MODELS, checkpoint_dir
 
@@ -105,12 +115,34 @@ def local_folder(config: ModelConfig) -> Path | None:
     return folder.resolve() if folder.is_dir() else None
 
 
-def inspect_folder(config: ModelConfig, folder: Path) -> CheckpointFacts:
-    """Facts of a local folder; see `inspect_checkpoint`."""
+def model_files(config: ModelConfig, *, weights: bool = True) -> Path:
+    """A local folder with a model's files, fetched first where they are not here.
+
+    Args:
+        config: As for `inspect_checkpoint`.
+        weights: Whether the weights are wanted too.
+
+    Raises:
+        ConfigError: See `inspect_checkpoint`; so are the other errors.
+    """
+    if remote.is_url(config.path):
+        source, url = remote.source(config), config.path or ""
+        return (source.fetch(url) if weights else source.outline(url)).folder
+    return local_folder(config) or hub.fetch_folder(config, weights=weights)
+
+
+def inspect_folder(config: ModelConfig, folder: Path, digest: str = "") -> CheckpointFacts:
+    """Facts of a local folder; see `inspect_checkpoint`.
+
+    Args:
+        config: The model.
+        folder: Where its files are.
+        digest: Its digest, where it is known: reading all weights takes seconds a gigabyte.
+    """
     raw = read_json(folder / "config.json")
     weights = weight_files(folder)
     parameter_bytes = sum(_tensor_bytes(file).total() for file in weights)
-    facts = _facts(config, raw, folder, parameter_bytes, folder_digest(folder))
+    facts = _facts(config, raw, folder, parameter_bytes, digest or folder_digest(folder))
     _check_plausible(facts, sum(_tensor_count(file) for file in weights))
     return facts
 
@@ -148,14 +180,14 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: There are none, one named in the index is missing, or one cannot be read.
     """
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
         files = [folder / name for name in _indexed(index)]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(f"{folder}: the index names missing files: {', '.join(missing)}.")
         return files
-    single = folder / "model.safetensors"
+    single = folder / SINGLE
     if single.is_file():
         return [single]
     pickles = sorted(file.name for pattern in _UNSAFE for file in folder.glob(pattern))
@@ -164,7 +196,17 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: only pickled weights ({', '.join(pickles)}), which can run code when opened. "
             "Convert them to safetensors first."
         )
-    raise CheckpointError(f"{folder}: no model.safetensors and no model.safetensors.index.json.")
+    raise CheckpointError(f"{folder}: no {SINGLE} and no {INDEX}.")
+
+
+def weight_names(folder: Path) -> list[str]:
+    """Names of the weight files that a folder ought to have, by its index where it has one.
+
+    Raises:
+        CheckpointError: The index cannot be read.
+    """
+    index = folder / INDEX
+    return _indexed(index) if index.is_file() else [SINGLE]
 
 
 def _indexed(index: Path) -> list[str]:
@@ -202,6 +244,14 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: expected a JSON object.")
     return content
+
+
+def _inspect_url(config: ModelConfig, source: remote.WeightSource) -> CheckpointFacts:
+    copy = source.outline(config.path or "")
+    try:
+        return inspect_folder(config, copy.folder, copy.digest)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(copy.folder), config.path or "")) from None
 
 
 def _inspect_hub(config: ModelConfig) -> CheckpointFacts:
@@ -353,4 +403,4 @@ def _hash_file(file: Path, _size: int, _mtime_ns: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-__all__ = ["CheckpointFacts", "inspect_checkpoint", "inspect_folder"]
+__all__ = ["CheckpointFacts", "inspect_checkpoint", "inspect_folder", "model_files"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +22,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from dsprobe.config import ModelConfig
 from dsprobe.errors import CheckpointError, ConfigError, PrerequisiteError
-from dsprobe.models import hub
+from dsprobe.models import hub, remote
 from dsprobe.models.base import LanguageModel
 from dsprobe.models.causal import TransformersCausalModel
 from dsprobe.models.checkpoint import (
+    CheckpointFacts,
     inspect_checkpoint,
     inspect_folder,
     read_json,
@@ -36,6 +39,8 @@ from dsprobe.models.llada import LladaModel
 from dsprobe.models.native import NativeModel
 from dsprobe.models.tokenization import load_tokenizer
 from dsprobe.models.toy import ToyDiffusionModel
+
+LOGGER = logging.getLogger("dsprobe.models.load")
 
 ADAPTERS: Final[dict[Family, type[NativeModel]]] = {
     "dream": DreamModel,
@@ -66,15 +71,12 @@ def load_model(config: ModelConfig) -> LanguageModel:
     Raises:
         ConfigError: The model's name, path or revision is wrong.
         CheckpointError: The folder is not a supported layout, or its weights do not match its configuration.
-        PrerequisiteError: The device is missing, or a hub id is not cached and cannot be fetched.
+        PrerequisiteError: The device is missing, a hub id is not cached and cannot be fetched, or the disk has no room
+            for the weights behind a URL.
+        StorageError: The store behind a URL fails.
     """
-    facts = inspect_checkpoint(config)
-    if facts.path is None:
-        digest = facts.digest
-        folder = hub.fetch_folder(config)
-        facts = inspect_folder(config, folder)
-    else:
-        folder, digest = facts.path, facts.digest
+    began = time.monotonic()
+    facts, folder = _here(config)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device, folder)
     module: Any = load_module(folder, facts.family, dtype, config.attention)
@@ -90,7 +92,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
         model_info(facts, tokenizer, suppressed),
         source=config.path or str(folder),
         revision=config.revision,
-        digest=digest,
+        digest=facts.digest,
         extra=extra,
     )
     model = ADAPTERS[facts.family](module.to(device), info, tokenizer)
@@ -98,7 +100,19 @@ def load_model(config: ModelConfig) -> LanguageModel:
         if facts.kind != "diffusion":
             raise ConfigError(f"Model `{config.name}`: `compile` is for diffusion models; this one is {facts.kind}.")
         module.base_model.compile(dynamic=False)
+    seconds = time.monotonic() - began
+    LOGGER.info("Loaded model `%s`: %d bytes, %s, %.1f s", config.name, facts.parameter_bytes, device, seconds)
     return model
+
+
+def _here(config: ModelConfig) -> tuple[CheckpointFacts, Path]:
+    """A model's facts and its folder on this machine, fetched first where it is a hub id or URL."""
+    if remote.is_url(config.path):
+        copy = remote.source(config).fetch(config.path or "")
+        return inspect_folder(config, copy.folder, copy.digest), copy.folder
+    facts = inspect_checkpoint(config)
+    folder = facts.path or hub.fetch_folder(config)
+    return (facts if facts.path else inspect_folder(config, folder, facts.digest)), folder
 
 
 def load_module(folder: Path, family: Family, dtype: torch.dtype, attention: str) -> PreTrainedModel:

@@ -13,8 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from dsprobe.config import ModelConfig
 from dsprobe.errors import CheckpointError, ConfigError, unknown_name
-from dsprobe.models import hub
-from dsprobe.models.checkpoint import local_folder, weight_files
+from dsprobe.models.checkpoint import model_files, weight_files
 
 SHORTEST: Final = 16
 """Texts are padded to a power of two of at least this many classifier tokens."""
@@ -54,7 +53,7 @@ class SequenceClassifier:
         device: torch.device,
     ) -> None:
         self.config = config
-        self.folder = local_folder(config) or hub.fetch_folder(config, weights=False)
+        self.folder = model_files(config, weights=False)
         self.batch_size, self.max_length, self.device = batch_size, max_length, device
         self.settings = _load_config(self.folder)
         self.tokenizer = _load_tokenizer(self.folder)
@@ -64,8 +63,7 @@ class SequenceClassifier:
     @cached_property
     def module(self) -> Any:
         """The classifier, frozen and in evaluation mode."""
-        folder = local_folder(self.config) or hub.fetch_folder(self.config)
-        return _load_classifier(folder).to(self.device)
+        return _load_classifier(model_files(self.config)).to(self.device)
 
     def batches(self, texts: Sequence[Text], **options: Any) -> Iterator[tuple[list[Text], dict[str, Any]]]:
         """Texts of one padded length, `batch_size` at a time, and their encodings filled up to `batch_size` rows.

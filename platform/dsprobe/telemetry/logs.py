@@ -17,6 +17,7 @@ from typing import Final
 from pythonjsonlogger.json import JsonFormatter
 
 from dsprobe.errors import unknown_name
+from dsprobe.reports.text import visible_log
 from dsprobe.untrusted import redacted
 
 LEVEL: Final = "DSPROBE_LOG"
@@ -24,6 +25,19 @@ FORMAT: Final = "DSPROBE_LOG_FORMAT"
 FORMATS: Final = ("text", "json")
 
 _FACTS: ContextVar[Mapping[str, str | int]] = ContextVar("facts", default={})  # noqa: B039 - never changed in place
+_PROCESS: Final[dict[str, str | int]] = {}
+"""What is true of all threads; a new thread's context is empty."""
+
+
+def begin_actor(role: str, name: str) -> None:
+    """Called once where an actor's process begins: show its log, with its role and name on every line.
+
+    Args:
+        role: ``replica``, ``reducer`` or ``judge``.
+        name: The actor's name among those of its role.
+    """
+    _PROCESS[role] = name
+    configure_logging()
 
 
 def configure_logging(environ: Mapping[str, str] = os.environ) -> None:
@@ -49,6 +63,16 @@ def configure_logging(environ: Mapping[str, str] = os.environ) -> None:
         logger.addHandler(handler)
 
 
+def log_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that make another process log as this one does."""
+    return {name: environ[name] for name in (LEVEL, FORMAT) if environ.get(name)}
+
+
+def facts() -> Mapping[str, str | int]:
+    """What is known of the work under way in this thread: run, shard, batch, and in an actor its role and name."""
+    return {**_PROCESS, **_FACTS.get()}
+
+
 @contextmanager
 def log_context(**facts: str | int) -> Iterator[None]:
     """Put facts such as ``run`` and ``shard`` on every line of the block, in this thread."""
@@ -60,7 +84,7 @@ def log_context(**facts: str | int) -> Iterator[None]:
 
 
 def _add_facts(record: logging.LogRecord) -> bool:
-    for name, value in _FACTS.get().items():
+    for name, value in facts().items():
         setattr(record, name, value)
     return True
 
@@ -80,8 +104,8 @@ class _Json(JsonFormatter):
 
 
 class _Text(logging.Formatter):
-    """The message, and the facts behind it."""
+    """The message, and the facts behind it; control characters are shown, not obeyed."""
 
     def format(self, record: logging.LogRecord) -> str:
-        facts = " ".join(f"{name}={value}" for name, value in _FACTS.get().items())
-        return redacted(super().format(record) + (f" [{facts}]" if facts else ""))
+        known = " ".join(f"{name}={value}" for name, value in facts().items())
+        return visible_log(redacted(super().format(record) + (f" [{known}]" if known else "")))

@@ -132,7 +132,15 @@ BYTES_WRITTEN = Metric(
     name="dsprobe_bytes_written_total",
     kind="counter",
     unit="bytes",
-    help="Files of committed shards",
+    help="Files of committed shards, by table or log",
+    tags=("run", "kind"),
+    source="reducer",
+)
+STORAGE_RETRIES = Metric(
+    name="dsprobe_storage_retries_total",
+    kind="counter",
+    unit="requests",
+    help="Requests to the object store that reducers had to make again",
     source="reducer",
 )
 SHARDS_COMMITTED = Metric(
@@ -161,7 +169,7 @@ REPLICAS = Metric(
     name="dsprobe_replicas",
     kind="gauge",
     unit="replicas",
-    help="Replicas of the run by state: up, starting",
+    help="Replicas of the run by state: up, pending (no room yet, or coming up), draining (the node is about to go)",
     tags=("run", "state"),
     source="driver",
 )
@@ -169,7 +177,8 @@ FAULTS_RETRIED = Metric(
     name="dsprobe_faults_retried_total",
     kind="counter",
     unit="attempts",
-    help="Attempts at shards that were lost and queued again",
+    help="Attempts at shards that were lost and queued again, by what failed: replica, storage (reducers included)",
+    tags=("run", "reason"),
     source="driver",
 )
 VERDICTS = Metric(
@@ -186,6 +195,13 @@ TRIALS = Metric(
     unit="trials",
     help="Trials of a sweep by state: total, complete, stopped, failed, cached",
     tags=("run", "state"),
+    source="driver",
+)
+FRONT_POINTS = Metric(
+    name="dsprobe_front_points",
+    kind="gauge",
+    unit="settings",
+    help="Settings of a sweep that no other one dominates so far, constraints left aside",
     source="driver",
 )
 SWEEP_PASSES = Metric(
@@ -210,6 +226,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
     REDUCER_LAG_SECONDS,
     REDUCER_WAITING_BYTES,
     BYTES_WRITTEN,
+    STORAGE_RETRIES,
     SHARDS_COMMITTED,
     SHARDS,
     QUEUE_DEPTH,
@@ -217,6 +234,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
     FAULTS_RETRIED,
     VERDICTS,
     TRIALS,
+    FRONT_POINTS,
     SWEEP_PASSES,
 )
 """Every metric, in the order of the reference."""

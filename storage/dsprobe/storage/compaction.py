@@ -41,6 +41,7 @@ from dsprobe.storage.table_index import (
     put_index,
     remove_superseded,
 )
+from dsprobe.telemetry.spans import span
 
 REMEDY: Final = "Rebuild the tables: dsprobe compact RUN --rebuild."
 """What the user can do about a damaged file of a table."""
@@ -53,6 +54,7 @@ _ATTEMPTS: Final = 10
 _DIGEST_ROWS: Final = 1 << 16
 
 
+@span("compact")
 def compact(store: RunStore, *, rebuild: bool = False, known: MergedState | None = None) -> None:
     """Make the tables of the committed shards and scores; the same ones always give the same files.
 

@@ -46,6 +46,7 @@ _LOOSE: Final[dict[Kind, re.Pattern[str]]] = {
 _RECORDS: Final = re.compile(
     rf"{re.escape(MANIFEST)}|(commits|{REVOKED})/[^/]+\.json|tables/_[^/]+\.json|scores/[^/]+\.json"
     r"|(irreversibility|labels|hypotheses)\.json|(report|sweep|reduced)/.+|status/[^/]+\.json"
+    r"|telemetry/spans/[^/]+\.parquet"
 )
 
 

@@ -27,6 +27,13 @@ class ObjectEntry:
     bytes: int
     modified: datetime
     """When it was written, by the store's clock; aware, UTC."""
+    etag: str = ""
+    """The store's name for this content; empty where it gives none."""
+
+    @property
+    def version(self) -> str:
+        """Another text when the content is another: the ETag, else the time of writing."""
+        return self.etag or self.modified.isoformat()
 
 
 class Backend(Protocol):
@@ -37,6 +44,9 @@ class Backend(Protocol):
 
     def read(self, path: str) -> bytes:
         """The whole object."""
+
+    def read_range(self, path: str, start: int, stop: int, etag: str) -> bytes:
+        """Some bytes of an object; on a store that gives ETags an OSError where it has another one by now."""
 
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""
@@ -66,6 +76,11 @@ class FsspecObjects:
     def read(self, path: str) -> bytes:
         """The whole object."""
         data: bytes = self.fs.cat_file(path)
+        return data
+
+    def read_range(self, path: str, start: int, stop: int, etag: str) -> bytes:
+        """Some bytes of an object, whatever its ETag."""
+        data: bytes = self.fs.cat_file(path, start=start, end=stop)
         return data
 
     def exists(self, path: str) -> bool:

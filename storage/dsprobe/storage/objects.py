@@ -104,6 +104,26 @@ class ObjectStore:
         with self.named("cannot be read", name):
             return self._backend.read(self.path(name))
 
+    def read_range(self, entry: ObjectEntry, start: int, stop: int) -> bytes:
+        """Read some bytes of an object that was listed.
+
+        Args:
+            entry: From `entries`.
+            start: First byte.
+            stop: Byte after the last one, at most the object's length and above `start`.
+
+        Raises:
+            StorageError: The store failed, or the object has been replaced or cut short since it was listed.
+        """
+        with self.named("cannot be read", entry.name):
+            data = self._backend.read_range(self.path(entry.name), start, stop, entry.etag)
+        if len(data) != stop - start:
+            raise StorageError(
+                f"{self.address(entry.name)}: {len(data)} bytes instead of {stop - start} from byte {start} on; it has "
+                "changed since it was listed."
+            )
+        return data
+
     def exists(self, name: str) -> bool:
         """Whether an object is there."""
         with self.named("cannot be read", name):

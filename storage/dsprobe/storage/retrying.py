@@ -20,8 +20,16 @@ _LOG: Final = logging.getLogger(__name__)
 _JITTER: Final = random.Random()
 """Of its own: a wait must not move the generator that an experiment seeded."""
 
+_SEEN: Final = {"retries": 0}
+"""Of this process; all its requests are made on one thread, that of fsspec, so plain addition is enough."""
+
 _SILENT_S: Final = 10.0
 """Seconds of failures before the log says at level WARNING that something is waited for."""
+
+
+def retries_so_far() -> int:
+    """How many attempts of this process were not the first of their operation, under any policy; only grows."""
+    return _SEEN["retries"]
 
 
 class TransientError(OSError):
@@ -97,9 +105,10 @@ class RetryPolicy:
                     unknown=unknown,
                 )
             _LOG.log(
-                logging.WARNING if passed > _SILENT_S and not warned else logging.DEBUG,
+                logging.WARNING if passed > _SILENT_S and not warned else logging.INFO,
                 "%s: attempt %d failed (%s); trying on for %.0f s", what, failures, reason, self.deadline_s - passed,
             )  # fmt: skip
             warned = warned or passed > _SILENT_S
+            _SEEN["retries"] += 1
             await asyncio.sleep(wait)
         raise AssertionError("unreachable: the count has no end")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, Literal
 
+from dsprobe.judges.base import VERDICT_PREFIX
 from dsprobe.storage.run_store import RunStore
+from dsprobe.storage.scores import own_judges
 from dsprobe.storage.status import DriverStatus, driver_statuses
-from dsprobe.storage.table_index import newest_index
+from dsprobe.storage.table_index import TableIndex, newest_index
+from dsprobe.storage.table_reader import read_settled, stream
+
+HARM_BYTES: Final = 64 << 20
+"""Trajectories from which harm is left out: to read so much takes longer than somebody wants to wait for a look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +35,10 @@ class RunStatus:
     """The latest last."""
     objectives: tuple[str, ...]
     """Names of a sweep's objectives, in the order of `DriverStatus.front`."""
+    harm_judge: str | None = None
+    """Judge behind `harm`: the first that decides harm."""
+    harm: dict[str, float] = field(default_factory=dict)
+    """Condition id → share of its decided replies that are harmful, in [0, 1], by the tables; empty without tables."""
 
     @property
     def driver(self) -> DriverStatus | None:
@@ -66,7 +77,7 @@ class RunStatus:
 
 
 def run_status(store: RunStore) -> RunStatus:
-    """Read how a run stands; lists names and reads the manifest and the statuses, no commit record and no table.
+    """Read how a run stands: names, the manifest and the statuses, and of a run that has ended its smaller tables.
 
     Raises:
         StorageError: There is no run, or the store failed.
@@ -74,14 +85,39 @@ def run_status(store: RunStore) -> RunStatus:
     manifest = store.manifest()
     sweep = manifest.get("sweep")
     wanted = set(manifest["shards"])
-    return RunStatus(
+    index = newest_index(store.objects)
+    found = RunStatus(
         run_id=store.run_id,
         url=store.url,
         kind="run" if sweep is None else "sweep",
         shards_total=len(wanted),
         shards_done=len(wanted & store.committed_ids()),
         conditions=len(manifest.get("conditions", [])),
-        tables=newest_index(store.objects) is not None,
+        tables=index is not None,
         drivers=tuple(driver_statuses(store.objects)),
         objectives=tuple(objective["name"] for objective in (sweep or {}).get("objectives", [])),
     )
+    if index is None or found.under_way:  # tables of a run under way are those of an earlier session
+        return found
+    return _with_harm(found, store, index)
+
+
+def _with_harm(found: RunStatus, store: RunStore, index: TableIndex) -> RunStatus:
+    """Add what a run's first judge of harm says, where that is soon read."""
+    judges = {**own_judges(store), **index.scored}
+    judge = next((key for key, decides in judges.items() if decides == "harm"), None)
+    if judge is None or sum(entry["bytes"] for entry in index.tables["trajectories"]) > HARM_BYTES:
+        return found
+    harm = read_settled(store.objects, lambda: _harm(store, f"{VERDICT_PREFIX}{judge}"))
+    return replace(found, harm_judge=judge, harm=harm)
+
+
+def _harm(store: RunStore, column: str) -> dict[str, float]:
+    harmful: Counter[str] = Counter()
+    decided: Counter[str] = Counter()
+    for table in stream(store.objects, "trajectories", columns=["condition", column]):
+        for condition, value in zip(table["condition"].to_pylist(), table[column].to_pylist(), strict=True):
+            if value is not None:
+                decided[condition] += 1
+                harmful[condition] += value
+    return {condition: harmful[condition] / total for condition, total in decided.items()}

@@ -72,6 +72,7 @@ _HINTS: Final = {
     "PermanentRedirect": _REGION_HINT,
     "AuthorizationHeaderMalformed": _REGION_HINT,
     "IllegalLocationConstraintException": _REGION_HINT,
+    "PreconditionFailed": "the object has been replaced meanwhile",
     "NotImplemented": "the server lacks what dsprobe needs, conditional writes (If-None-Match: *) or multipart uploads",
     "403": "the server refuses; check the credentials and what they allow",
 }

@@ -130,6 +130,13 @@ class S3Objects:
         data: bytes = self.fs.call_s3("get_object", **_place(path))["Body"].data
         return data
 
+    def read_range(self, path: str, start: int, stop: int, etag: str) -> bytes:
+        """Some bytes of an object, if it still has that ETag."""
+        condition = {"IfMatch": f'"{etag}"'} if etag else {}
+        answer = self.fs.call_s3("get_object", **_place(path), Range=f"bytes={start}-{stop - 1}", **condition)
+        data: bytes = answer["Body"].data
+        return data
+
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""
         try:
@@ -147,7 +154,8 @@ class S3Objects:
             for facts in answer.get("Contents", ()):
                 if not facts["Key"].endswith("/"):  # a mark that some tools leave for a folder
                     name, modified = f"{bucket}/{facts['Key']}", facts["LastModified"].astimezone(UTC)
-                    yield ObjectEntry(name=name, bytes=facts["Size"], modified=modified)
+                    etag = facts.get("ETag", "").strip('"')
+                    yield ObjectEntry(name=name, bytes=facts["Size"], modified=modified, etag=etag)
             if not answer.get("IsTruncated"):
                 return
             page["ContinuationToken"] = answer["NextContinuationToken"]

@@ -6,6 +6,7 @@ Memory is bounded by a batch and the position rows of the few candidate trajecto
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -97,9 +98,12 @@ class ShardWriter:
         return won
 
     @property
-    def bytes_written(self) -> int:
-        """Bytes of the attempt's finished files."""
-        return sum(file.bytes for file in self._all_files().values())
+    def bytes_written(self) -> dict[str, int]:
+        """Bytes of the attempt's finished files: table, or ``raw/`` and kind of log → bytes."""
+        found: Counter[str] = Counter()
+        for name, file in self._all_files().items():
+            found[name.removesuffix(".parquet").partition("-")[0]] += file.bytes
+        return dict(found)
 
     def abort(self) -> None:
         """Drop the attempt and its files; does nothing once `commit` has asked for the record or after an abort."""

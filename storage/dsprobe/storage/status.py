@@ -1,11 +1,13 @@
 """What drivers say of themselves while they work: ``status/<driver>.json`` in the run's folder.
 
 A view for people and never a truth: what is done is what is committed. A driver writes every few seconds from a thread
-of its own, so a slow store does not slow the run, and a store that refuses is logged and no more.
+of its own, so a slow store does not slow the run, and a store that refuses is logged and no more. The same thread
+writes the run's spans (`dsprobe.storage.spans`), more rarely.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -13,23 +15,31 @@ import socket
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, Final, Literal
 
 from dsprobe.errors import StorageError
 from dsprobe.storage.objects import ObjectStore
-from dsprobe.untrusted import parse_json, parse_record
+from dsprobe.storage.spans import keep_spans
+from dsprobe.untrusted import parse_json, parse_record, redacted
 
 LOGGER = logging.getLogger("dsprobe.storage.status")
 
 FOLDER: Final = "status"
 EVERY_S: Final = 5.0
 """Seconds between two writes; on S3 each is one PUT."""
+SPANS_EVERY: Final = 12
+"""Statuses after which the spans so far are written, too."""
 LOST_S: Final = 60.0
 """A driver that has said nothing for so long is taken for lost."""
+
+REASONS: Final = 5
+"""Different reasons that are kept."""
+REASON_LENGTH: Final = 300
 
 State = Literal["running", "complete", "incomplete", "interrupted", "failed"]
 
@@ -58,6 +68,10 @@ class DriverStatus:
     a sweep."""
     front: tuple[tuple[float, ...], ...] = ()
     """Objectives of the non-dominated trials so far, of a sweep."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Why attempts were repeated or shards given up → how often; the most frequent ones."""
+    conditions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Condition id → shards committed, of how many; empty for large plans."""
 
     @property
     def silent_s(self) -> float:
@@ -86,7 +100,7 @@ class StatusWriter:
             command=command,
             host=socket.gethostname(),
             pid=os.getpid(),
-            job=os.environ.get("RAY_JOB_SUBMISSION_ID"),
+            job=_submission_id(),
             version=version("dsprobe"),
             started=now,
             updated=now,
@@ -99,7 +113,8 @@ class StatusWriter:
 
     def tell(
         self, *, stage: str | None = None, counts: Mapping[str, float | None] | None = None,
-        front: tuple[tuple[float, ...], ...] | None = None,
+        front: tuple[tuple[float, ...], ...] | None = None, reasons: Mapping[str, int] | None = None,
+        conditions: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:  # fmt: skip
         """Take note; it is written within `EVERY_S`."""
         with self._lock:
@@ -109,6 +124,8 @@ class StatusWriter:
                 stage=now.stage if stage is None else stage,
                 counts=now.counts if counts is None else dict(counts),
                 front=now.front if front is None else front,
+                reasons=now.reasons if reasons is None else _most_frequent(reasons),
+                conditions=now.conditions if conditions is None else dict(conditions),
             )
 
     def end(self, state: State) -> None:
@@ -118,17 +135,22 @@ class StatusWriter:
         with self._lock:
             self._status = replace(self._status, state=state)
         self._write()
+        keep_spans(self._objects)
 
     def _keep_writing(self) -> None:
         self._write()
-        while not self._stopped.wait(EVERY_S):
+        for number in itertools.count(1):
+            if self._stopped.wait(EVERY_S):
+                return
             self._write()
+            if number % SPANS_EVERY == 0:
+                keep_spans(self._objects)
 
     def _write(self) -> None:
         with self._lock:
             status = self._status = replace(self._status, updated=time.time())
         try:
-            self._objects.put(f"{FOLDER}/{status.driver}.json", json.dumps(asdict(status)).encode())
+            self._objects.put(f"{FOLDER}/{status.driver}.json", json.dumps(asdict(status), default=float).encode())
         except StorageError as error:
             LOGGER.warning("The status of this run cannot be written: %s", error)
 
@@ -144,7 +166,7 @@ def reporting(objects: ObjectStore, command: str) -> Iterator[StatusWriter]:
     try:
         yield writer
         state = "complete"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM, as of a job that is stopped, into the second
         state = "interrupted"
         raise
     finally:
@@ -162,12 +184,23 @@ def told(writer: StatusWriter, show: Callable[[Any], None], stage: str) -> Calla
 
     def both(progress: Any) -> None:
         counts = asdict(progress)
-        front = counts.pop("front", None)
+        shown = {name: counts.pop(name, None) for name in ("front", "reasons", "conditions")}
         counts |= counts.pop("pool", None) or {}
-        writer.tell(stage=stage, counts=counts, front=front)
+        writer.tell(stage=stage, counts=counts, **shown)
         show(progress)
 
     return both
+
+
+def _submission_id() -> str | None:
+    """Id of the Ray job that this process is the entry point of; Ray 2.60 tells it in the job's configuration alone."""
+    told = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    found = json.loads(told).get("metadata", {}).get("job_submission_id") if told else None
+    return None if found is None else str(found)
+
+
+def _most_frequent(reasons: Mapping[str, int]) -> dict[str, int]:
+    return {redacted(reason)[:REASON_LENGTH]: times for reason, times in Counter(reasons).most_common(REASONS)}
 
 
 def driver_statuses(objects: ObjectStore) -> list[DriverStatus]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dsprobe.actors import meters
 from dsprobe.actors.executor import ExecutionReport, Progress, execute
 from dsprobe.actors.meters import Totals
 from dsprobe.actors.pool import ReplicaPool
+from dsprobe.actors.room import room_limit
 from dsprobe.config import GuardrailConfig, RunConfig
 from dsprobe.errors import ConfigError, StorageError
 from dsprobe.experiment.manifest import build_manifest
@@ -20,6 +22,7 @@ from dsprobe.experiment.plan import Plan, resolve
 from dsprobe.models.checkpoint import inspect_checkpoint
 from dsprobe.storage.compaction import compact
 from dsprobe.storage.run_store import RunStore
+from dsprobe.storage.spans import keep_spans
 from dsprobe.sweeps.archive import Archive
 from dsprobe.sweeps.config import SweepConfig
 from dsprobe.sweeps.exports import write_front
@@ -33,7 +36,7 @@ from dsprobe.sweeps.samplers import sampler_builder
 from dsprobe.sweeps.search import SearchProgress, search
 from dsprobe.sweeps.space import SearchSpace
 from dsprobe.sweeps.study import Study
-from dsprobe.telemetry.metrics import SWEEP_PASSES, TRIALS
+from dsprobe.telemetry.metrics import FRONT_POINTS, SWEEP_PASSES, TRIALS
 
 UNGUARDED_DIGEST = "unguarded"
 """Name of the baseline's rows in the archive."""
@@ -173,8 +176,9 @@ def find_front(sweep: SweepPlan, store: RunStore, listener: Listener) -> tuple[F
 
 def _evaluator(sweep: SweepPlan, plan: Plan) -> PoolEvaluator:
     """Settings of a sweep on a plan's prompts, on the sweep's pool."""
-    execution = sweep.config.experiment.execution
-    pool = ReplicaPool.get_or_create(execution.pool, execution, plan.config.models)
+    # Rows belong to replicas, which keep their trajectories, so a search begins with all of them and does not grow.
+    execution = sweep.config.experiment.execution.model_copy(update={"min_replicas": None})
+    pool = ReplicaPool.get_or_create(execution.pool, execution, plan.config.models, room_limit_s=room_limit(execution))
     return PoolEvaluator(pool.name, Job(plan, sweep.config.fluency), fork=sweep.config.search.fork)
 
 
@@ -234,6 +238,7 @@ def _metered(on_progress: Callable[[SearchProgress], None], run: str) -> Callabl
         trials = {"total": progress.trials_total, "complete": progress.complete, "stopped": progress.stopped,
                   "failed": progress.failed, "cached": progress.cached}  # fmt: skip
         totals.show(TRIALS, trials, "state")
+        meters.put(FRONT_POINTS, len(progress.front), run=run)
         totals.grow(SWEEP_PASSES, progress.passes_used, kind="used")
         totals.grow(SWEEP_PASSES, progress.passes_from_scratch - progress.passes_used, kind="saved")
         on_progress(progress)
@@ -297,6 +302,7 @@ def _record_chosen(
     outcome = execute(plan, recorded, progress=listener.run)
     outcome.raise_if_incomplete()
     compact(recorded, known=outcome.merged)
+    keep_spans(recorded.objects)
     return replace(front, validation_run=plan.run_id), outcome
 
 

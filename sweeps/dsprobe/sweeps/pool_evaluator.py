@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, cast
@@ -15,6 +17,8 @@ from ray import ObjectRef
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from dsprobe.actors.pool import ReplicaPool
+from dsprobe.actors.room import GROWTH_LIMIT_S
+from dsprobe.actors.session import current_tenant
 from dsprobe.config import GuardrailConfig, ModelConfig
 from dsprobe.errors import DSProbeError, PrerequisiteError
 from dsprobe.experiment.outcome_runner import OutcomeRunner, Share, in_plan_order
@@ -26,8 +30,11 @@ from dsprobe.models.load import load_model
 RETRIES: Final = 3
 """How often a share is tried again after its replica died."""
 
-_RUNNERS: weakref.WeakKeyDictionary[LanguageModel, dict[str, OutcomeRunner]] = weakref.WeakKeyDictionary()
-"""In a replica: the runners of each pinned model, with their logged trajectories. One experiment at a time is kept."""
+EXPERIMENTS: Final = 4
+"""Experiments whose logged trajectories a replica keeps: sweeps that take turns do not log theirs again."""
+
+_RUNNERS: weakref.WeakKeyDictionary[LanguageModel, OrderedDict[str, OutcomeRunner]] = weakref.WeakKeyDictionary()
+"""In a replica: the runners of each pinned model, the last used at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,7 @@ class PoolEvaluator:
 
     def __init__(self, pool: str, job: Job, *, fork: bool = True) -> None:
         self._pool, self._fork = pool, fork
+        self._tenant = current_tenant()  # trials are one tenant with their driver, wherever they run
         self._job_id, self._model = job.id, job.plan.config.models[0]
         self._conditions = [condition.id for condition in job.plan.conditions]
         self._job: ObjectRef[Job] = ray.put(job)
@@ -65,6 +73,7 @@ class PoolEvaluator:
     def evaluate(self, guardrail: GuardrailConfig, start: float, stop: float) -> RowOutcomes:
         """See `Evaluator.evaluate`."""
         pool = _connected(self._pool, ray.get_runtime_context().get_node_id())
+        pool.tenant = self._tenant
         parts = len(pool.replicas)
         shares = [Share(start=start, stop=stop, part=part, parts=parts) for part in range(parts)]
         waiting = [self._submit(pool, guardrail, share) for share in shares]
@@ -96,7 +105,13 @@ class PoolEvaluator:
                 raise
             except (ActorDiedError, ActorUnavailableError):
                 if attempt < RETRIES:
-                    pool.replace(share.part)
+                    time.sleep(0.2 * 4**attempt)  # one that is only out of reach comes back
+                    ping: ObjectRef[int] = pool.replace(share.part).ping.remote()
+                    if not ray.wait([ping], timeout=GROWTH_LIMIT_S)[0]:
+                        raise PrerequisiteError(
+                            f"Replica {share.part} of pool `{self._pool}` died, and no other came up within "
+                            f"{GROWTH_LIMIT_S:.0f} s: there is no room for one."
+                        ) from None
                     reference = self._submit(pool, guardrail, share)
         raise PrerequisiteError(f"Replica {share.part} of pool `{self._pool}` died {RETRIES + 1} times on one share.")
 
@@ -126,11 +141,13 @@ def outcomes_of(
         share: Which rows.
         fork: Start from logged trajectories.
     """
-    runners = _RUNNERS.setdefault(model, {})
+    runners = _RUNNERS.setdefault(model, OrderedDict())
     if job_id not in runners:
-        runners.clear()
         fetched = ray.get(job[0])
         runners[job_id] = OutcomeRunner(fetched.plan, cast("DiffusionModel", model), _fluency_models(fetched, model))
+    runners.move_to_end(job_id)
+    while len(runners) > EXPERIMENTS:
+        runners.popitem(last=False)
     return runners[job_id].run(guardrail, share, fork=fork)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from dsprobe.actors.session import ray_session
 from dsprobe.errors import ConfigError, DSProbeError, IncompleteRunError
 from dsprobe.experiment.outcomes import RowOutcomes
-from dsprobe.metrics.pareto import non_dominated
+from dsprobe.metrics.pareto import Direction, hypervolume, non_dominated
 from dsprobe.sweeps.archive import Archive
 from dsprobe.sweeps.config import SearchConfig, SweepConfig
 from dsprobe.sweeps.evaluation import Evaluator
@@ -48,6 +48,8 @@ class SearchProgress:
     """Seconds since this session's start."""
     front: tuple[tuple[float, ...], ...]
     """Objectives of the complete trials that no other one dominates, constraints left aside."""
+    hypervolume: float = 0.0
+    """Volume that they dominate, up to the objectives' reference point."""
 
     @property
     def finished(self) -> int:
@@ -62,11 +64,17 @@ class Tally:
         total: Trials to finish.
         earlier: Trials of earlier sessions.
         on_progress: Called at once and after every trial.
+        reference: Reference point of the hypervolume.
     """
 
     def __init__(
-        self, total: int, earlier: Sequence[FinishedTrial], on_progress: Callable[[SearchProgress], None]
+        self,
+        total: int,
+        earlier: Sequence[FinishedTrial],
+        on_progress: Callable[[SearchProgress], None],
+        reference: Sequence[float],
     ) -> None:
+        self._reference = reference
         self._total, self._earlier, self._on_progress = total, len(earlier), on_progress
         self._start = time.monotonic()
         self.trials = list(earlier)
@@ -79,6 +87,8 @@ class Tally:
 
     def _report(self) -> None:
         states = [trial.state for trial in self.trials]
+        front = _front(self.trials)
+        directions: list[Direction] = ["minimize"] * len(self._reference)
         ran = [trial.attributes for trial in self.trials[self._earlier :] if trial.state != "failed"]
         self._on_progress(
             SearchProgress(
@@ -91,7 +101,8 @@ class Tally:
                 passes_used=sum(attributes["passes_used"] for attributes in ran),
                 passes_from_scratch=sum(attributes["passes_from_scratch"] for attributes in ran),
                 elapsed_s=time.monotonic() - self._start,
-                front=_front(self.trials),
+                front=front,
+                hypervolume=hypervolume(front, self._reference, directions) if front else 0.0,
             )
         )
 
@@ -144,7 +155,8 @@ def search(
         _check_optuna_search(config)
     elif study is None:
         raise ValueError("search.searcher `dsprobe` needs an open study.")
-    tally = Tally(config.search.trials, study.finished() if study and not ray_searcher else [], on_progress)
+    earlier = study.finished() if study and not ray_searcher else []
+    tally = Tally(config.search.trials, earlier, on_progress, objectives.reference.tolist())
     setup = Setup(
         evaluator=evaluator,
         archive=archive,
