@@ -115,6 +115,7 @@ def test_a_spot_node_with_notice_ends_its_shard_and_gets_no_other(
     pool.stop()
 
 
+@pytest.mark.slow
 def test_a_shard_that_cannot_end_in_time_is_run_elsewhere_and_charged_to_nobody(nodes: Nodes, tmp_path: Path) -> None:
     while len(nodes.workers) < 3:
         nodes.add()

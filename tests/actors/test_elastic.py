@@ -99,6 +99,7 @@ def test_replicas_join_when_there_is_a_node_for_them_and_go_when_there_is_no_wor
     assert nodes_of(again.name) == set(nodes.workers)  # one on each
 
 
+@pytest.mark.slow
 def test_a_replica_that_others_need_no_more_is_given_back(nodes: Nodes, tmp_path: Path, quick: None) -> None:
     while len(nodes.workers) < 2:
         nodes.add()
@@ -112,6 +113,7 @@ def test_a_replica_that_others_need_no_more_is_given_back(nodes: Nodes, tmp_path
     assert len(ReplicaPool.connect(ELASTIC.pool).info()) == 2
 
 
+@pytest.mark.slow
 def test_a_node_that_comes_back_is_used(nodes: Nodes, tmp_path: Path, quick: None) -> None:
     while len(nodes.workers) < 2:
         nodes.add()

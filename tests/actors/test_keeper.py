@@ -82,6 +82,7 @@ def test_whoever_comes_while_a_pool_is_ended_gets_one_that_lives():
     assert ReplicaPool.get_or_create("race", one).info()[0].pid
 
 
+@pytest.mark.slow
 def test_a_replica_that_leaves_is_no_trap_where_the_keeper_is_lost_half_way():
     """A call that comes after the replica agreed to leave waits, and then sees a death, which callers handle."""
     pool = ReplicaPool.get_or_create("trap", EXECUTION.model_copy(update={"replicas": 1, "pool_idle_s": 900.0}))

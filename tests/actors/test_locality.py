@@ -112,6 +112,7 @@ def in_order(dispatcher: ShardDispatcher, slot: object) -> Shard:
     return dispatcher.pending.popleft()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scripted_ray")
 def test_replicas_load_fewer_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two models on two replicas: one load each, where shards in plan order cost two each."""

@@ -113,6 +113,7 @@ def start(environment, request):  # noqa: F811
     return begin
 
 
+@pytest.mark.slow
 def test_a_pool_outlives_its_creator_and_serves_two_drivers(start, tmp_path):
     address, token = start(INSTANCE).stdout.readline().split()
     creator = start(CREATOR, address, token=token)
