@@ -9,8 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 from tests.actors.actor_store import FileStore, events
 from tests.actors.actor_world import make_plan
 from tests.actors.metadata_server import Metadata, metadata_server
@@ -20,6 +22,7 @@ from dsprobe.actors.draining import drain, draining_nodes
 from dsprobe.actors.executor import ExecutionReport, Progress, execute
 from dsprobe.actors.pool import ReplicaPool
 from dsprobe.actors.spot import Ec2, Gcp, find_cloud, main, wait_for_notice
+from dsprobe.actors.turns import Tenant
 from dsprobe.config import ExecutionConfig
 from dsprobe.errors import PrerequisiteError
 from dsprobe.experiment.plan import Plan
@@ -132,6 +135,32 @@ def test_a_shard_that_cannot_end_in_time_is_run_elsewhere_and_charged_to_nobody(
     assert len(lost) == 1
     assert 0 < repeated_batches() <= 100
     ReplicaPool.connect(strict.pool).stop()
+
+
+def busy_for(model: Any, seconds: float) -> str:
+    time.sleep(seconds)
+    return "undisturbed"
+
+
+def test_anothers_work_on_a_node_that_goes_ends_in_peace(nodes: Nodes, tmp_path: Path) -> None:
+    while len(nodes.workers) < 3:
+        nodes.add()
+    shared = CARDS.model_copy(update={"pool": "shared"})
+    pool = ReplicaPool.get_or_create(shared.pool, shared)
+    node, victim = place_of(shared.pool, nodes.head)
+    place = [info.node_id for info in pool.info()].index(node)
+    pool.tenant = Tenant("another", "ada")
+    plan = make_plan("slow", shards=8, rows=16, execution=shared)
+    calls: list[Any] = []
+
+    def call_and_drain() -> None:
+        # In turns with the run's batches: when its shard there has ended, the next call is under way.
+        calls.extend(pool.submit_to(place, plan.config.models[0], busy_for, 1.5) for _ in range(4))
+        drain(node, deadline=time.time() + 120, reason="test")
+
+    run(plan, tmp_path, Once(lambda: victim in {pid for pid, _, _ in events("batch")}, call_and_drain))
+    assert ray.get(calls, timeout=30) == ["undisturbed"] * 4
+    ReplicaPool.connect(shared.pool).stop()
 
 
 def test_a_reducer_on_a_node_that_goes_hands_over_what_it_knows(nodes: Nodes, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from tests.hostile.hostile_targets import fresh_run
 
 from dsprobe.cli.main import app
 from dsprobe.cli.results import _cell
-from dsprobe.reports.text import escape_markdown, visible
+from dsprobe.reports.text import escape_markdown
+from dsprobe.visible_text import visible
 
 NOWHERE = (
     "../../nowhere",

@@ -23,7 +23,8 @@ from dsprobe.reports.build import build_report
 from dsprobe.reports.data import ReportData
 from dsprobe.reports.figures.catalogue import FIGURES
 from dsprobe.reports.page import script_safe_json
-from dsprobe.reports.text import escape_markdown, visible
+from dsprobe.reports.text import escape_markdown
+from dsprobe.visible_text import visible
 
 HOSTILE = [
     "<script>alert(1)</script>",

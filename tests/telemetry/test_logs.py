@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -97,6 +98,7 @@ def test_a_wrong_setting_is_named(environ, match):
 
 ACTOR = """
 import logging
+import os
 from dsprobe.telemetry.logs import begin_actor, log_context
 begin_actor("replica", "dsprobe:1")
 import threading
@@ -131,3 +133,24 @@ def test_other_processes_log_as_this_one():
 )
 def test_reasons_in_logs_hold_no_text_of_unexpected_errors(error, expected):
     assert without_text(describe(error)) == expected
+
+
+def test_at_debug_every_denoising_step_is_a_line():
+    environ = {**os.environ, "DSPROBE_LOG": "DEBUG", "DSPROBE_LOG_FORMAT": "json"}
+    command = [
+        sys.executable,
+        "-m",
+        "dsprobe.cli.main",
+        "attack",
+        "--prompt",
+        "who are you ?",
+        "-d",
+        "steps=4",
+        "--json",
+    ]
+    ran = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in ran.stderr.splitlines() if line.startswith("{")]
+    steps = [line for line in found if line["logger"] == "dsprobe.decoding.loop"]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert len({line["message"] for line in steps}) == 4  # fewer and fewer masks are left
+    assert "who are you" not in "".join(line["message"] for line in found)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from dsprobe.actors.session import ray_session
 from dsprobe.config import ExecutionConfig
@@ -22,6 +22,18 @@ ROUNDING: Final = 1e-9
 """Of resources: five fifths of a card are one."""
 
 Resources = Mapping[str, float]
+
+
+class Share(Protocol):
+    """What a replica takes of a node."""
+
+    @property
+    def num_cpus(self) -> float:
+        """CPUs."""
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +118,14 @@ def judged(
     return Capacity(state="failed", gpu=gpu, detail=f"{fits}, and no autoscaler adds enough. {_advice(nodes)}")
 
 
-def room(node: Resources, execution: ExecutionConfig) -> int:
-    """Replicas that fit on a node.
+def room(node: Resources, each: Share) -> int:
+    """Replicas that fit on a node; a great many, where they ask for nothing.
 
     Args:
         node: Its resources.
-        execution: What a replica takes.
+        each: What a replica takes.
     """
-    needed = {"CPU": execution.num_cpus, "GPU": execution.num_gpus}
+    needed = {"CPU": each.num_cpus, "GPU": each.num_gpus}
     return min(
         (int(node.get(name, 0) / amount + ROUNDING) for name, amount in needed.items() if amount > 0), default=_MANY
     )

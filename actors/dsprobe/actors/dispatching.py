@@ -120,6 +120,11 @@ class Dispatcher(ABC, Generic[Item]):
         del slot
         return self.pending.popleft()
 
+    def may_move(self, slot: Slot[Item]) -> bool:
+        """Whether the actor of a slot, whose node is about to go, may be ended before it is time."""
+        del slot
+        return True
+
     def helpers(self) -> list[ActorHandle[Any]]:
         """Further actors that are to be watched."""
         return []
@@ -186,7 +191,7 @@ class Dispatcher(ABC, Generic[Item]):
         if assignment in slot.work:
             slot.work.remove(assignment)
             slot.free_since = time.monotonic()
-            if slot.leaves_at is not None:  # the next piece would begin on a node that is about to go
+            if slot.leaves_at is not None and self.may_move(slot):  # the next piece would begin on a node that goes
                 self._move(slot)
 
     def _look_at_nodes(self) -> None:
@@ -198,7 +203,9 @@ class Dispatcher(ABC, Generic[Item]):
         leaving = draining_nodes()
         self._mark_leaving(leaving)
         for slot in self.slots:
-            if slot.leaves_at is not None and (not slot.work or is_due(slot.leaves_at)):
+            if slot.leaves_at is None:
+                continue
+            if is_due(slot.leaves_at) or (not slot.work and self.may_move(slot)):
                 self._move(slot)
         self.look(leaving)
 

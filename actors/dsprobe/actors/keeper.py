@@ -54,10 +54,6 @@ class Keeper:
         """Replicas that do not answer, by number, and since when."""
         threading.Thread(target=self._watch, name="keeper", daemon=True).start()
 
-    def limit(self) -> float:
-        """Seconds without work after which the pool is ended."""
-        return self._idle_s
-
     def _watch(self) -> None:
         try:
             while not self._is_over():

@@ -18,7 +18,7 @@ from dsprobe.actors.keeper import end_keeper
 from dsprobe.actors.names import all_members, members, replica_name
 from dsprobe.actors.placement import spread
 from dsprobe.actors.replica import THREADS, Replica, ReplicaInfo, ReplicaSpec
-from dsprobe.actors.room import GROWTH_LIMIT_S, await_room, describe_room, may_grow
+from dsprobe.actors.room import GROWTH_LIMIT_S, await_room, describe_room, may_grow, room_limit
 from dsprobe.actors.session import LOGGER, NAMESPACE, current_tenant, is_private
 from dsprobe.config import ExecutionConfig, ModelConfig
 from dsprobe.errors import ConfigError, PrerequisiteError, unknown_name
@@ -84,7 +84,7 @@ class ReplicaPool:
         execution: ExecutionConfig,
         models: Sequence[ModelConfig] = (),
         *,
-        room_limit_s: float = 3.0,
+        room_limit_s: float | None = None,
         told: Told = lambda up, pending: None,
     ) -> ReplicaPool:
         """Return the pool with enough replicas answering; missing ones are started, running ones kept.
@@ -96,7 +96,7 @@ class ReplicaPool:
             name: Pool name.
             execution: Number of replicas and what each is given. A larger running pool is used in part.
             models: Models that the replicas begin to load at once. An error shows at the first shard that needs it.
-            room_limit_s: Seconds to wait for resources before giving up, on a cluster that does not grow.
+            room_limit_s: Seconds to wait for resources on a cluster that does not grow; as `room_limit`, unless given.
             told: Called about once a second while replicas are awaited.
 
         Raises:
@@ -112,7 +112,7 @@ class ReplicaPool:
                 spec,
                 least,
                 lambda: least - len(wanted & members(name).keys()),
-                limit_s=room_limit_s,
+                limit_s=room_limit(execution) if room_limit_s is None else room_limit_s,
                 remedy="Lower `execution.replicas`, `num_gpus` or `num_cpus`, stop other pools, or add nodes.",
             )
         idle_s = 0.0 if is_private() else execution.pool_idle_s

@@ -29,7 +29,8 @@ from dsprobe.actors.meters import Totals
 from dsprobe.actors.pool import ReplicaPool
 from dsprobe.actors.reducer import Job, Outcome, Reducer, Status, outcome_of
 from dsprobe.actors.reducers import Reducers
-from dsprobe.actors.room import GROWTH_LIMIT_S, describe_room, may_grow, room_limit
+from dsprobe.actors.replica import ReplicaInfo
+from dsprobe.actors.room import GROWTH_LIMIT_S, describe_room, may_grow
 from dsprobe.actors.session import LOGGER, current_tenant, ray_session
 from dsprobe.actors.writing import Store, describe
 from dsprobe.config import ModelConfig
@@ -65,7 +66,6 @@ def run_on_ray(plan: Plan, store: Store, ledger: Ledger) -> None:
             execution.pool,
             execution,
             plan.config.models if len(plan.config.models) == 1 else (),  # several are shared out
-            room_limit_s=room_limit(execution),
             told=lambda up, pending: ledger.tick(_state(len(ledger.pending), up=up, pending=pending)),
         )
         dispatcher = ShardDispatcher(plan, store, ledger, pool)
@@ -190,6 +190,16 @@ class ShardDispatcher(Dispatcher[Shard]):
         ray.kill(slot.actor)  # one out of reach must not keep its resources and its name
         self._locality.forget(slot.index)
         return self._pool.restart(slot.index)
+
+    def may_move(self, slot: Slot[Shard]) -> bool:
+        """Not while another tenant's work is under way there, which may end in time."""
+        answer: ObjectRef[ReplicaInfo] = slot.actor.info.remote()
+        try:
+            if not ray.wait([answer], timeout=1.0)[0]:
+                return False
+            return all(work.tenant == self._tenant for work in ray.get(answer).turns.works)
+        except RayError:  # dead
+            return True
 
     def explain(self) -> str:
         """Which pool, and what the cluster has."""

@@ -158,10 +158,11 @@ class Replica:
         work = Work(tenant=gate.tenant, kind="shard", run=gate.run, shard=shard.id, stall_s=gate.stall_s)
         with self._turns.visit(work) as visit:
             plan = self._fetch(plan_ref[0])  # without the turn: if its driver does not answer, only its tenant waits
-            batches = self._models.run(plan, shard, gate.stream)
+            batches, known = self._models.run(plan, shard, gate.stream), False
             while True:
                 with self._turns.turn(visit):
-                    gate.begin()
+                    if not known:
+                        gate.begin()
                     began = time.monotonic()
                     batch: EvaluatedBatch | None = self._beside_models(next, batches, None)
                     seconds = time.monotonic() - began
@@ -169,7 +170,8 @@ class Replica:
                 if batch is None:
                     return
                 meters.count_batch(batch, gate.run, seconds)
-                if not self._admitted(gate, shard.id, batch):
+                known = not self._turns.is_shared(gate.tenant)  # or the reducer takes it for another's turn
+                if not self._admitted(gate, shard.id, batch, shared=not known):
                     return
                 yield batch
                 del batch  # or it would be kept while others have their turns
@@ -206,11 +208,10 @@ class Replica:
         """Run something on the models' thread: torch and CUDA keep state for each thread."""
         return self._thread.submit(copy_context().run, function, *args).result()
 
-    def _admitted(self, gate: Gate, shard_id: str, batch: EvaluatedBatch) -> bool:
+    def _admitted(self, gate: Gate, shard_id: str, batch: EvaluatedBatch, *, shared: bool) -> bool:
         began = time.monotonic()
         try:
             with log_context(run=gate.run, shard=shard_id, stream=gate.stream), span("wait", "wait for admission"):
-                shared = self._turns.is_shared(gate.tenant)
                 return gate.admit(batch_bytes(batch), shared=shared, spans=SPANS.take(gate.run, ""))
         finally:
             meters.add(ADMISSION_SECONDS, time.monotonic() - began, run=gate.run)

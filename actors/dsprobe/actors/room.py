@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -64,15 +63,9 @@ def await_room(
         time.sleep(0.25)
 
 
-def capacity(spec: ReplicaSpec) -> float:
-    """Replicas that fit on the live nodes when these are empty; infinite for replicas that ask for nothing."""
-    return sum(
-        min(
-            _units(node["Resources"].get("CPU", 0.0), spec.num_cpus),
-            _units(node["Resources"].get("GPU", 0.0), spec.num_gpus),
-        )
-        for node in _live_nodes()
-    )
+def capacity(spec: ReplicaSpec) -> int:
+    """Replicas that fit on the live nodes when these are empty."""
+    return sum(room(node["Resources"], spec) for node in _live_nodes())
 
 
 def is_free(spec: ReplicaSpec, replicas: int) -> bool:
@@ -91,10 +84,6 @@ def describe_room(spec: ReplicaSpec, replicas: int) -> str:
         f"Asked for {replicas} replica(s) with num_gpus={spec.num_gpus:g} and num_cpus={spec.num_cpus:g} each; "
         f"the cluster has {has} on {len(_live_nodes())} node(s)."
     )
-
-
-def _units(amount: float, each: float) -> float:
-    return math.floor(amount / each + ROUNDING) if each else math.inf
 
 
 def _live_nodes() -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dsprobe.metrics.summary import VIEWS
-from dsprobe.reports.text import visible
+from dsprobe.visible_text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from dsprobe.decoding.records import TrajectoryBatch
 from dsprobe.models.base import ModelKind
 from dsprobe.prompts.base import Prompt
 from dsprobe.reports.redaction import BLOCK
-from dsprobe.reports.text import visible
+from dsprobe.visible_text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

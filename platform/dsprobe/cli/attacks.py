@@ -159,7 +159,7 @@ def _refuse_existing(out: Path, *, force: bool) -> None:
 
 def _conclude(path: Path, cases: Sequence[AttackCase], as_json: bool, **facts: Any) -> None:
     """Print counts and the digest that pins the file in a configuration."""
-    from dsprobe.reports.text import visible
+    from dsprobe.visible_text import visible
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     fallbacks = Counter(case.metadata["fallback"] for case in cases if "fallback" in case.metadata)

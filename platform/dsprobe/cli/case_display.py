@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 
 from dsprobe.attacks.case import AttackCase, CaseAction, RemaskText, WriteText
-from dsprobe.reports.text import visible
+from dsprobe.visible_text import visible
 
 
 def in_words(case: AttackCase, *, show_text: bool) -> dict[str, str]:

@@ -160,7 +160,8 @@ def _axis_json(axis: AxisComparison) -> dict[str, Any]:
 
 
 def _print(found: Sequence[AxisComparison], *, as_markdown: bool) -> None:
-    from dsprobe.reports.text import escape_markdown, visible
+    from dsprobe.reports.text import escape_markdown
+    from dsprobe.visible_text import visible
 
     if as_markdown:
         print_markdown(sheets(found))

@@ -43,7 +43,7 @@ def show_counts(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None
         quiet: Draw nothing.
     """
     from dsprobe.actors.executor import Progress
-    from dsprobe.reports.text import visible
+    from dsprobe.visible_text import visible
 
     start = time.monotonic()
     with show_progress(quiet=quiet, what=visible(what)) as show:

@@ -122,7 +122,8 @@ def _new_forks(store: RunStore, *, quiet: bool) -> ForkedRows | None:
 
 
 def _print(sheets: Iterable[Sheet], lines: Iterable[str], *, as_markdown: bool) -> None:
-    from dsprobe.reports.text import escape_markdown, visible
+    from dsprobe.reports.text import escape_markdown
+    from dsprobe.visible_text import visible
 
     print_markdown(sheets) if as_markdown else print_terminal(sheets)
     for line in lines:

@@ -42,7 +42,7 @@ def list_jobs(
     from rich.table import Table
     from rich.text import Text
 
-    from dsprobe.reports.text import visible
+    from dsprobe.visible_text import visible
 
     table = Table(title="Jobs", title_justify="left")
     for column in ("job", "status", "kind", "run", "config", "started", "minutes"):
@@ -61,7 +61,7 @@ def status(job_id: JobArgument, address: AddressOption = None, as_json: JsonOpti
     if as_json:
         emit(record.to_dict())
     else:
-        from dsprobe.reports.text import visible
+        from dsprobe.visible_text import visible
 
         facts = {key: record.fact(key) for key in ("kind", "id", "config", "version", "commit")}
         lines = {"status": record.status, **facts, "started": _clock(record.started), "minutes": _minutes(record)}
@@ -125,8 +125,8 @@ def _jobs(address: str | None) -> Jobs:
 
 def _write(text: str, to: TextIO) -> None:
     """A log may hold anything that a model wrote."""
-    from dsprobe.reports.text import visible_log
     from dsprobe.untrusted import redacted
+    from dsprobe.visible_text import visible_log
 
     to.write(visible_log(redacted(text)))
     to.flush()

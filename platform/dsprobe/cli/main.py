@@ -100,8 +100,8 @@ def _begin_log() -> None:
 
 def _complain(error: Exception) -> None:
     """One message: a document may have put terminal sequences into it, and a URL a password."""
-    from dsprobe.reports.text import visible
     from dsprobe.untrusted import redacted
+    from dsprobe.visible_text import visible
 
     shown = "\n".join(visible(line) for line in redacted(str(error)).split("\n"))
     print(f"dsprobe: {shown}", file=sys.stderr)

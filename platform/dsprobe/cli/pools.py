@@ -58,7 +58,6 @@ def start(
     """Start a pool and let it load models; a running one gets the replicas that it lacks."""
     from dsprobe.actors.pool import ReplicaPool
     from dsprobe.actors.pools import pool_status
-    from dsprobe.actors.room import room_limit
     from dsprobe.models.checkpoint import inspect_checkpoint
 
     _require_cluster(address)
@@ -69,7 +68,7 @@ def start(
     for model in wanted:
         inspect_checkpoint(model)
     with _connected(address):
-        pool = ReplicaPool.get_or_create(name or execution.pool, execution, wanted, room_limit_s=room_limit(execution))
+        pool = ReplicaPool.get_or_create(name or execution.pool, execution, wanted)
         status = pool_status(pool.name)
     if as_json:
         emit(status.to_dict())
@@ -179,7 +178,7 @@ def _print(found: Sequence[PoolStatus]) -> None:
     from rich.text import Text
 
     from dsprobe.actors.pools import describe_work
-    from dsprobe.reports.text import visible
+    from dsprobe.visible_text import visible
 
     table = Table(title="Pools", title_justify="left")
     for column in ("pool", "replica", "node", "process", "GPUs", "models", "at", "waiting", "pool ends in"):

@@ -79,8 +79,8 @@ def show(found: Preflight) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from dsprobe.reports.text import visible
     from dsprobe.untrusted import redacted
+    from dsprobe.visible_text import visible
 
     table = Table(title="Pre-flight", title_justify="left")
     for column in ("check", "state", "detail"):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def line(scored: ScoredJudge) -> str:
     """What a judge was asked and said; safe for a terminal."""
-    from dsprobe.reports.text import visible
+    from dsprobe.visible_text import visible
 
     undecided = f"{sum(scored.undecided.values())} undecided"
     if scored.undecided:

@@ -15,7 +15,7 @@ def print_terminal(sheets: Iterable[Sheet]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from dsprobe.reports.text import visible
+    from dsprobe.visible_text import visible
 
     console = Console()
     for sheet in sheets:

@@ -108,7 +108,7 @@ def _facts(found: RunStatus) -> list[tuple[str, str]]:
     """What is shown, as names and texts."""
     from rich.markup import escape
 
-    from dsprobe.reports.text import visible
+    from dsprobe.visible_text import visible
 
     driver = found.driver
     counts = driver.counts if driver else {}
@@ -198,7 +198,7 @@ def _conditions(found: RunStatus, driver: DriverStatus | None) -> RenderableType
     from rich.table import Table
     from rich.text import Text
 
-    from dsprobe.reports.text import visible
+    from dsprobe.visible_text import visible
 
     progress = driver.conditions if driver else {}
     names = sorted({*progress, *found.harm}, key=lambda name: (-found.harm.get(name, 0.0), name))
@@ -224,7 +224,7 @@ def _front(found: RunStatus, driver: DriverStatus) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from dsprobe.reports.text import visible
+    from dsprobe.visible_text import visible
 
     volume = driver.counts.get("hypervolume")
     spans = f", hypervolume {volume:.3g}" if volume else ""

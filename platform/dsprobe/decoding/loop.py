@@ -7,6 +7,7 @@ each joint.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from dsprobe.decoding.policy import Policy, SchedulePolicy
 from dsprobe.decoding.records import ACTION_NONE, ACTION_REMASK, ACTION_REWRITE, ACTION_VETO
 from dsprobe.decoding.vocabulary import PreviousStep, VocabularyStatistics, vocabulary_statistics
 from dsprobe.models.base import DiffusionModel
+from dsprobe.telemetry.logs import log_context
+
+LOGGER = logging.getLogger("dsprobe.decoding.loop")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,7 @@ def denoise(
     memory = _PreviousDistributions(model, needs)
     step = 0
     while bool((running_B := policy.running(canvas)).any()):
+        _log_step(canvas, running_B, step)
         hidden_BLD = _guided_hidden(model, canvas, known_BL, policy.cfg_scale)
         for hook in hooks:
             hidden_BLD = hook.on_hidden(canvas, hidden_BLD)
@@ -116,6 +121,14 @@ def denoise(
         output.margin_B = torch.minimum(output.margin_B, policy.margin(context))
         step += 1
     return output
+
+
+def _log_step(canvas: Canvas, running_B: Tensor, step: int) -> None:
+    """At DEBUG, which alone waits for the device."""
+    if LOGGER.isEnabledFor(logging.DEBUG):
+        with log_context(step=step + 1):
+            masks = int((canvas.tokens_BL == canvas.mask_token_id).sum())
+            LOGGER.debug("%d rows go on, %d masks are left", int(running_B.sum()), masks)
 
 
 @torch.inference_mode()

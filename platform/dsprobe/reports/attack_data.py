@@ -18,7 +18,7 @@ from dsprobe.metrics.anchoring import AnchoringCurve
 from dsprobe.metrics.over_refusal import OverRefusal, over_refusal_by_type
 from dsprobe.prompts.layouts import pair_of
 from dsprobe.reports.data import ReportData
-from dsprobe.reports.text import visible
+from dsprobe.visible_text import visible
 
 _BOTH: frozenset[str] = frozenset({"diffusion", "autoregressive"})
 

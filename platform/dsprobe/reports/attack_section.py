@@ -18,13 +18,13 @@ from dsprobe.reports.figures.transfer_indices import draw_transfer_indices, tran
 from dsprobe.reports.judge_sheets import agreement_sheets, label_sheets
 from dsprobe.reports.over_refusal import over_refusal_sheets
 from dsprobe.reports.sheets import Sheet
-from dsprobe.reports.text import visible
 from dsprobe.reports.transfer_sheets import (
     attack_sheets,
     capability_sheets,
     curve_sheets,
     pair_sheets,
 )
+from dsprobe.visible_text import visible
 
 if TYPE_CHECKING:
     from dsprobe.reports.build import RenderedFigure

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from dsprobe.config import UNGUARDED
 from dsprobe.reports.data import ReportData
-from dsprobe.reports.text import visible
+from dsprobe.visible_text import visible
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from dsprobe.metrics.hypotheses import Verdict
 from dsprobe.reports.hypothesis_sheets import decided_sheets, rules_name
 from dsprobe.reports.sheets import Sheet
-from dsprobe.reports.text import visible
+from dsprobe.visible_text import visible
 
 ICONS: Final[dict[Verdict, str]] = {"supported": "✓", "not supported": "✗", "undecided": "?"}
 """Sign of a verdict; it stands beside the word, never alone."""

@@ -13,7 +13,8 @@ from dsprobe.judges.base import Decides
 from dsprobe.metrics.intervals import Interval
 from dsprobe.metrics.summary import NEAR_TIE, RATES, VIEWS
 from dsprobe.reports.data import KEYS, ReportData
-from dsprobe.reports.text import by_group, member_label, part, visible
+from dsprobe.reports.text import by_group, member_label, part
+from dsprobe.visible_text import visible
 
 Measures = dict[str, Interval]
 

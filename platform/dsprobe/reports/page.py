@@ -19,7 +19,8 @@ from dsprobe.reports.header import Header, manifest_text
 from dsprobe.reports.numbers import NumberTable
 from dsprobe.reports.player import player_payload
 from dsprobe.reports.sheets import sheet_markdown
-from dsprobe.reports.text import escape_markdown, visible
+from dsprobe.reports.text import escape_markdown
+from dsprobe.visible_text import visible
 
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined

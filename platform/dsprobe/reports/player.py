@@ -23,7 +23,8 @@ from dsprobe.experiment.evaluated import Condition
 from dsprobe.metrics.summary import VIEWS
 from dsprobe.reports.data import F64, I64, ReportData, floats, integers
 from dsprobe.reports.redaction import show_token
-from dsprobe.reports.text import label, visible
+from dsprobe.reports.text import label
+from dsprobe.visible_text import visible
 
 PER_CONDITION: Final = {"extreme": 2, "sample": 2}
 """Trajectories shown per condition and way of selection."""

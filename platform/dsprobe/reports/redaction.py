@@ -9,7 +9,7 @@ the same length, and its id never leaves this module, so that the text cannot be
 from __future__ import annotations
 
 from dsprobe.reports.data import ReportData
-from dsprobe.reports.text import visible
+from dsprobe.visible_text import visible
 
 BLOCK = "█"
 _LONGEST = 48

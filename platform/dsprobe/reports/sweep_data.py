@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from dsprobe.reports.sweep_checks import STATES, check_parts
-from dsprobe.reports.text import visible
+from dsprobe.visible_text import visible
 
 FEW_TRIALS_PER_PARAMETER: Final = 10
 """Below so many complete trials per parameter, importances are shown with a warning. A rule of thumb."""

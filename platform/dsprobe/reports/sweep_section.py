@@ -24,7 +24,8 @@ from dsprobe.reports.sweep_data import (
     setting_text,
     short_names,
 )
-from dsprobe.reports.text import percent, visible
+from dsprobe.reports.text import percent
+from dsprobe.visible_text import visible
 
 if TYPE_CHECKING:
     from dsprobe.reports.build import RenderedFigure

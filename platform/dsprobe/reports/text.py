@@ -1,44 +1,19 @@
-"""Words for labels and sentences: short names, visible control characters, numbers with their interval."""
+"""Words for labels and sentences: short names, numbers with their interval."""
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from dsprobe.config import UNGUARDED
 from dsprobe.experiment.evaluated import Condition
+from dsprobe.visible_text import visible
 
 _PARTS: Final = ("model", "prompts", "attack", "decoding", "guardrail")
 
 NO_GUARDRAIL: Final = "no guardrail"
 """How the unguarded condition is shown; no guardrail can be called so, since labels have no blanks."""
-
-
-def visible(text: str) -> str:
-    """Replace characters that would change the layout or the reading direction of what surrounds them.
-
-    Control, format (direction marks, zero-width) and surrogate characters become their code point in angle
-    brackets, line breaks ``⏎``, tabs ``⇥``; surrounding blanks are dropped.
-    """
-    return "".join(_visible_character(character) for character in text.strip(" ") or "␣")
-
-
-def visible_log(text: str) -> str:
-    """The same for logs: line breaks, tabs and blanks stay, and a carriage return becomes a line break."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(character if character in "\n\t" else _visible_character(character) for character in lines)
-
-
-def _visible_character(character: str) -> str:
-    if character == "\n":
-        return "⏎"
-    if character == "\t":
-        return "⇥"
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
-        return f"⟨{ord(character):04X}⟩"
-    return character
 
 
 def part(condition: Condition, key: str) -> str:

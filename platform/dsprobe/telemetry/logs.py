@@ -17,8 +17,8 @@ from typing import Final
 from pythonjsonlogger.json import JsonFormatter
 
 from dsprobe.errors import unknown_name
-from dsprobe.reports.text import visible_log
 from dsprobe.untrusted import redacted
+from dsprobe.visible_text import visible_log
 
 LEVEL: Final = "DSPROBE_LOG"
 FORMAT: Final = "DSPROBE_LOG_FORMAT"
@@ -41,7 +41,7 @@ def begin_actor(role: str, name: str) -> None:
 
 
 def configure_logging(environ: Mapping[str, str] = os.environ) -> None:
-    """Show dsprobe's log as the environment asks; called once where a process begins, again without effect.
+    """Show dsprobe's log as the environment asks; called where a process begins.
 
     Raises:
         ConfigError: The level or the format is unknown.

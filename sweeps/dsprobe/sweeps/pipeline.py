@@ -13,7 +13,6 @@ from dsprobe.actors import meters
 from dsprobe.actors.executor import ExecutionReport, Progress, execute
 from dsprobe.actors.meters import Totals
 from dsprobe.actors.pool import ReplicaPool
-from dsprobe.actors.room import room_limit
 from dsprobe.config import GuardrailConfig, RunConfig
 from dsprobe.errors import ConfigError, StorageError
 from dsprobe.experiment.manifest import build_manifest
@@ -178,7 +177,7 @@ def _evaluator(sweep: SweepPlan, plan: Plan) -> PoolEvaluator:
     """Settings of a sweep on a plan's prompts, on the sweep's pool."""
     # Rows belong to replicas, which keep their trajectories, so a search begins with all of them and does not grow.
     execution = sweep.config.experiment.execution.model_copy(update={"min_replicas": None})
-    pool = ReplicaPool.get_or_create(execution.pool, execution, plan.config.models, room_limit_s=room_limit(execution))
+    pool = ReplicaPool.get_or_create(execution.pool, execution, plan.config.models)
     return PoolEvaluator(pool.name, Job(plan, sweep.config.fluency), fork=sweep.config.search.fork)
 
 

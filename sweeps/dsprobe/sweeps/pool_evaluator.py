@@ -72,7 +72,7 @@ class PoolEvaluator:
 
     def evaluate(self, guardrail: GuardrailConfig, start: float, stop: float) -> RowOutcomes:
         """See `Evaluator.evaluate`."""
-        pool = _connected(self._pool, ray.get_runtime_context().get_node_id())
+        pool = _connected(self._pool, ray.get_runtime_context().get_job_id())
         pool.tenant = self._tenant
         parts = len(pool.replicas)
         shares = [Share(start=start, stop=stop, part=part, parts=parts) for part in range(parts)]
@@ -117,9 +117,9 @@ class PoolEvaluator:
 
 
 @functools.cache
-def _connected(pool: str, node_id: str) -> ReplicaPool:
-    """The pool's handles, once per process and Ray instance (node ids are never used twice)."""
-    del node_id
+def _connected(pool: str, job_id: str) -> ReplicaPool:
+    """The pool's handles, once a connection of this process: those of a closed one are of no use."""
+    del job_id
     return ReplicaPool.connect(pool)
 
 

@@ -11,7 +11,7 @@ from dsprobe.experiment.transfer import AttackRow
 from dsprobe.metrics.intervals import Interval
 from dsprobe.reports.data import ReportData
 from dsprobe.reports.figures.attack_success import SIDE, side
-from dsprobe.reports.text import visible
+from dsprobe.visible_text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,7 +18,8 @@ from dsprobe.reports.attack_data import anchoring_curves
 from dsprobe.reports.data import ReportData
 from dsprobe.reports.figures.facets import Facet
 from dsprobe.reports.sheets import p_value
-from dsprobe.reports.text import listing, visible
+from dsprobe.reports.text import listing
+from dsprobe.visible_text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

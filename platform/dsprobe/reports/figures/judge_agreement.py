@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dsprobe.metrics.agreement import AgreementTable, PairAgreement
 from dsprobe.reports.data import ReportData
-from dsprobe.reports.text import visible
+from dsprobe.visible_text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,8 @@ from dsprobe.metrics.intervals import Interval
 from dsprobe.reports.data import ReportData
 from dsprobe.reports.figures.facets import shown_guardrails
 from dsprobe.reports.numbers import Measures, measures
-from dsprobe.reports.text import by_group, label, member_label, part, visible
+from dsprobe.reports.text import by_group, label, member_label, part
+from dsprobe.visible_text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from dsprobe.experiment.transfer import PairTransfer
 from dsprobe.metrics.intervals import Interval
 from dsprobe.reports.data import ReportData
-from dsprobe.reports.text import visible
+from dsprobe.visible_text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
