@@ -104,8 +104,8 @@ class JobFolder:
         if not path.is_file():  # a hub id, or missing: the pre-flight says
             return given
         if given not in self.files:
-            target = self._target(path)
             self._check_room(path)
+            target = self._target(path)
             (self.folder / target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, self.folder / target)
             self.files[given] = target

@@ -36,7 +36,7 @@ from dsprobe.actors.weight_room import (
     unwritten,
 )
 from dsprobe.errors import CheckpointError, PrerequisiteError, StorageError
-from dsprobe.models.checkpoint import weight_names
+from dsprobe.models.checkpoint_files import weight_names
 from dsprobe.models.hub import ALLOWED_FILES, WEIGHTS
 from dsprobe.models.remote import LocalCopy
 from dsprobe.storage.downloading import download, partial_of, reserve

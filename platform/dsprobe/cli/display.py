@@ -91,12 +91,14 @@ class _PlainLines:
     def __init__(self, what: str) -> None:
         self._what = what
         self._next = 0.0
+        self._ended = False
 
     def __call__(self, progress: Progress) -> None:
         settled = progress.shards_done + progress.shards_skipped + progress.shards_failed
         finished = settled == progress.shards_total
-        if progress.elapsed_s < self._next and not finished:
+        if self._ended or (progress.elapsed_s < self._next and not finished):
             return
+        self._ended = finished
         self._next = progress.elapsed_s + PLAIN_INTERVAL_S
         done = progress.trajectories_done + progress.trajectories_skipped
         eta = "" if progress.eta_s is None or finished else f", about {progress.eta_s:.0f} s left"

@@ -22,7 +22,8 @@ from dsprobe.errors import unknown_name
 from dsprobe.experiment.estimate import Estimate, condition_estimates, estimate, total
 from dsprobe.experiment.evaluated import Condition
 from dsprobe.experiment.plan import Plan
-from dsprobe.models.checkpoint import CheckpointFacts, stored_dtype
+from dsprobe.models.checkpoint import CheckpointFacts
+from dsprobe.models.checkpoint_files import DTYPE_BYTES, stored_dtype
 from dsprobe.prompts.base import PromptSet
 
 PRICES_AS_OF: Final = "2025-06"
@@ -49,8 +50,6 @@ TEMPLATE_TOKENS: Final = 32
 CPU_GFLOPS: Final = 80.0
 """10⁹ operations per CPU second, measured: ``dsprobe run demo --limit 48 --executor local`` takes 48 CPU seconds on
 the reference machine for what is counted here."""
-
-_BYTES: Final = {"F32": 4, "BF16": 2, "F16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +160,7 @@ def parameters(facts: CheckpointFacts) -> int:
         facts: Of a folder, by the size of its weights; of a hub id, by the shape in its ``config.json``.
     """
     if facts.path is not None:
-        return facts.parameter_bytes // _BYTES.get(stored_dtype(facts.path), 4)
+        return facts.parameter_bytes // DTYPE_BYTES.get(stored_dtype(facts.path), 4)
     return 12 * facts.num_layers * facts.hidden_size**2 + facts.vocab_size * facts.hidden_size
 
 

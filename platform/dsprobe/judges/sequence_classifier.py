@@ -71,7 +71,7 @@ class SequenceClassifierJudge(Judge):
 
     def identity(self) -> dict[str, Any]:
         """See `Judge.identity`."""
-        from dsprobe.models.checkpoint import folder_digest
+        from dsprobe.models.checkpoint_files import folder_digest
 
         settings = self.config.model_dump(mode="json", exclude={"path", "revision", "batch_size", "device"})
         named = {"judge": self.name, "version": self.version, "revision": self.config.revision}

@@ -25,13 +25,8 @@ from dsprobe.errors import CheckpointError, ConfigError, PrerequisiteError
 from dsprobe.models import hub, remote
 from dsprobe.models.base import LanguageModel
 from dsprobe.models.causal import TransformersCausalModel
-from dsprobe.models.checkpoint import (
-    CheckpointFacts,
-    inspect_checkpoint,
-    inspect_folder,
-    read_json,
-    stored_dtype,
-)
+from dsprobe.models.checkpoint import CheckpointFacts, inspect_checkpoint, inspect_folder
+from dsprobe.models.checkpoint_files import read_json, stored_dtype
 from dsprobe.models.dream import DreamModel
 from dsprobe.models.info import model_info
 from dsprobe.models.layouts import Family, key_mapping, native_config

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from dsprobe.config import ModelConfig
 from dsprobe.errors import CheckpointError, ConfigError, unknown_name
-from dsprobe.models.checkpoint import model_files, weight_files
+from dsprobe.models.checkpoint import model_files
+from dsprobe.models.checkpoint_files import weight_files
 
 SHORTEST: Final = 16
 """Texts are padded to a power of two of at least this many classifier tokens."""
