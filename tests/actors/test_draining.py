@@ -142,6 +142,7 @@ def busy_for(model: Any, seconds: float) -> str:
     return "undisturbed"
 
 
+@pytest.mark.slow
 def test_anothers_work_on_a_node_that_goes_ends_in_peace(nodes: Nodes, tmp_path: Path) -> None:
     while len(nodes.workers) < 3:
         nodes.add()
@@ -156,6 +157,8 @@ def test_anothers_work_on_a_node_that_goes_ends_in_peace(nodes: Nodes, tmp_path:
     def call_and_drain() -> None:
         # In turns with the run's batches: when its shard there has ended, the next call is under way.
         calls.extend(pool.submit_to(place, plan.config.models[0], busy_for, 1.5) for _ in range(4))
+        while pool.tenant not in {work.tenant for work in pool.info()[place].turns.works}:
+            time.sleep(0.05)
         drain(node, deadline=time.time() + 120, reason="test")
 
     run(plan, tmp_path, Once(lambda: victim in {pid for pid, _, _ in events("batch")}, call_and_drain))

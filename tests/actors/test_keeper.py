@@ -96,6 +96,7 @@ def test_a_replica_that_leaves_is_no_trap_where_the_keeper_is_lost_half_way():
     assert ray.get(pool.submit(MODEL, shout, "hi"))[0] == "scripted: HI"
 
 
+@pytest.mark.slow
 def test_a_keeper_that_dies_is_restarted_and_stopping_a_pool_ends_it():
     one = EXECUTION.model_copy(update={"replicas": 1})
     pool = ReplicaPool.get_or_create("orphan", one)

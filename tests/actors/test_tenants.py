@@ -54,6 +54,7 @@ def tenants(scripted_ray, monkeypatch):
     pool.stop()
 
 
+@pytest.mark.slow
 def test_sweeps_get_half_each_and_a_prompt_waits_for_a_batch(tenants, tmp_path):
     pool, found = tenants, {}
 
